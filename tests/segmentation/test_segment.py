@@ -1,4 +1,4 @@
-"""The study of segmentations: methods alongside floors and ceilings, choices on validation masks, and the page."""
+"""The segmentation study: methods with floors and ceilings, choices on validation masks, and the page."""
 
 import json
 import re
@@ -35,7 +35,7 @@ PARTS = {"train": 3, "validation": 3, "test": 12}
 
 @pytest.fixture(scope="module")
 def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A configuration over 18 images of 24 x 20 pixels, whose dark half is a gland, and a classifier."""
+    """Configuration for 18 images of 24 x 20 pixels with a dark gland, and a classifier."""
     root = tmp_path_factory.mktemp("masks")
     rng = np.random.default_rng(0)
     lines = ["path,mask,split,group,mpp"]
@@ -69,7 +69,7 @@ def configure(values: dict[str, Any], **changes: Any) -> ConfigFile:
 
 
 def darkness(image: Image.Image, mpp: float) -> np.ndarray:
-    """The probability of gland, twice too small: half of it where the image is darkest."""
+    """Gland probabilities from darkness, at half their true value."""
     assert mpp == 1.0
     dark = (1 - np.asarray(image.convert("L"), dtype=np.float32) / 255) * 0.5
     return np.stack([1 - dark, dark])
@@ -77,11 +77,11 @@ def darkness(image: Image.Image, mpp: float) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def finished(values: dict[str, Any]) -> "clipit.api.segmentation.SegmentResult":
-    """A study of an exact method whose probabilities are too small, beside all windows."""
+    """A study of the window methods and of an exact method with underestimated probabilities."""
     oracle = Method("darkness", lambda inputs: "", lambda inputs: [Segmenter("dark", darkness, {"model": "dark"})])
     changes = {
         "segmentation.prompts": str(values["root"] / "prompts.yaml"),
-        # For the prompts; the classifier's own names are those of the masks.
+        # Only for the prompts; the classifier has the class names of the masks.
         "segmentation.class_map": {"glands": "gland", "other": "stroma"},
         "note": "<script>taken</script>",
     }
@@ -92,11 +92,13 @@ def finished(values: dict[str, Any]) -> "clipit.api.segmentation.SegmentResult":
 
 
 def dice(rows: pd.DataFrame, subject: str, name: str = MEAN, averaging: str = "images") -> float:
-    found = rows.query("subject == @subject and class_name == @name and averaging == @averaging and metric == 'dice'")
-    return float(found.value.iloc[0])
+    selected = rows.query(
+        "subject == @subject and class_name == @name and averaging == @averaging and metric == 'dice'"
+    )
+    return float(selected.value.iloc[0])
 
 
-def test_every_method_is_scored_beside_floors_and_ceilings(finished: Any) -> None:
+def test_methods_are_scored_with_floors_and_ceilings(finished: Any) -> None:
     rows = finished.rows
     windows = ["VLM, windows", "student, windows", "classifier, windows"]
     assert list(dict.fromkeys(rows[rows.kind == "method"].subject)) == ["dark", *windows]
@@ -107,13 +109,13 @@ def test_every_method_is_scored_beside_floors_and_ceilings(finished: Any) -> Non
     assert dice(rows, "best class per tile of 20 um") < 1
     for name in windows:
         assert 0 < dice(rows, name) < dice(rows, f"majority class in the windows of {name}") < 1
-    # The threshold of one half would find nothing; the one from validation masks finds every pixel.
+    # A threshold of one half would find nothing; the threshold from validation masks finds every pixel.
     assert dice(rows, "dark") == 1
     assert 0 < rows[rows.subject == "dark"].threshold.iloc[0] < 0.5
     assert rows.query("subject == 'VLM, windows'").choice.iloc[0].startswith("scale ")
 
 
-def test_a_run_that_was_trained_on_test_patients_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_trained_on_test_patients_is_an_error(values: dict[str, Any], tmp_path: Path) -> None:
     rows = [("a", "train", "test-4"), ("b", "validation", "other")]
     columns = {name: [row[place] for row in rows] for place, name in enumerate(("id", "split", "group"))}
     pd.DataFrame(columns).to_parquet(tmp_path / TRAINING_TILES)
@@ -121,7 +123,7 @@ def test_a_run_that_was_trained_on_test_patients_is_refused(values: dict[str, An
         clipit.segment(configure(values), tmp_path)
 
 
-def test_scores_carry_their_provenance_and_those_of_images_their_counts(finished: Any) -> None:
+def test_scores_have_provenance_and_image_scores_have_counts(finished: Any) -> None:
     rows = finished.rows
     vlm = rows[rows.subject == "VLM, windows"].iloc[0]
     assert vlm.prompts == "p" and vlm.vlm_fingerprint and vlm.tiles_fingerprint and vlm.patients == 12
@@ -150,7 +152,7 @@ def test_the_page_shows_tables_and_pictures_and_escapes_names(finished: Any) -> 
     assert re.search(r"Dice of .*|Mean of the foreground classes", finished.report.read_text())
 
 
-def test_the_threshold_comes_from_the_validation_masks_alone(
+def test_the_threshold_is_chosen_on_validation_masks_only(
     values: dict[str, Any], finished: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty = values["root"] / "empty.png"
@@ -165,7 +167,7 @@ def test_the_threshold_comes_from_the_validation_masks_alone(
     assert dice(rows, "dark") < 0.5 < dice(finished.rows, "dark")
 
 
-def test_scores_are_averaged_over_seeds_and_the_first_has_a_chapter(
+def test_scores_are_averaged_over_seeds_and_only_the_first_seed_has_a_chapter(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def light(image: Image.Image, mpp: float) -> np.ndarray:
@@ -212,7 +214,7 @@ def test_a_study_without_validation_masks_predicts_the_most_probable_class(value
     assert pd.isna(method.threshold) and "no validation masks" in method.choice and method.validation_masks == 0
 
 
-def test_models_and_classes_are_checked_before_anything_is_predicted(
+def test_models_and_classes_are_validated_before_prediction(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(inputs: MethodInputs) -> tuple[str, ...]:
@@ -234,8 +236,8 @@ def test_models_and_classes_are_checked_before_anything_is_predicted(
     inputs = MethodInputs(
         file.run, file.segmentation, workspace, read_study_masks(file.run, file.segmentation, workspace)
     )
-    found, notes = select_methods(inputs)
-    assert list(found) == ["mapped", "same names"]
+    selected, notes = select_methods(inputs)
+    assert list(selected) == ["mapped", "same names"]
     assert notes[0] == "refused is skipped: trained without text"
     assert "other names is skipped: no model class corresponds to stroma" in notes[1]
     wrong = file.segmentation.model_copy(update={"class_map": {"a": "gland", "b": "stroma", "typo": "gland"}})
@@ -261,7 +263,7 @@ def test_models_and_classes_are_checked_before_anything_is_predicted(
     assert select_methods(replace(inputs, options=named, masks=replace(masks, counts=known)))[1] == [
         "no training mask contains gland; methods trained on masks alone cannot predict an absent class"
     ]
-    # Methods that train on masks choose no threshold on further masks.
+    # Methods that train on masks use no threshold from validation masks.
     dark, test = Segmenter("dark", darkness, {"model": "dark"}), inputs.masks.of_split("test")
     untrained, trained = (_segment(dark, methods[name], inputs, test) for name in ("mapped", "unet"))
     assert untrained.validation_masks == 3 and untrained.decision.threshold is not None
@@ -269,16 +271,16 @@ def test_models_and_classes_are_checked_before_anything_is_predicted(
     assert trained.counts[:, :, 1].sum() == 0  # no probability exceeds one half
 
 
-def test_inputs_that_are_missing_are_named(values: dict[str, Any], tmp_path: Path) -> None:
+def test_missing_inputs_are_errors(values: dict[str, Any], tmp_path: Path) -> None:
     file = configure(values)
     with pytest.raises(ConfigError, match="no mask classes are defined"):
         segment(file.run, SegmentationConfig())
-    both: tuple[SegmentationMethod, ...] = ("vlm_windows", "student_windows")
+    two_methods: tuple[SegmentationMethod, ...] = ("vlm_windows", "student_windows")
     with pytest.raises(ConfigError, match=r"vlm_windows needs class prompts: .*; student_windows needs a finished run"):
-        segment(file.run, file.segmentation.model_copy(update={"methods": both}))
-    asked: tuple[SegmentationMethod, ...] = ("classifier_windows",)
+        segment(file.run, file.segmentation.model_copy(update={"methods": two_methods}))
+    one_method: tuple[SegmentationMethod, ...] = ("classifier_windows",)
     with pytest.raises(ConfigError, match="classifier_windows needs a finished run"):
-        segment(file.run, file.segmentation.model_copy(update={"methods": asked}))
+        segment(file.run, file.segmentation.model_copy(update={"methods": one_method}))
     lines = [line for line in (values["root"] / "tiles.csv").read_text().splitlines() if ",test," not in line]
     table = values["root"] / "no_test.csv"
     table.write_text("\n".join(lines), encoding="utf-8")
@@ -296,13 +298,13 @@ def test_with_three_classes_the_most_probable_class_is_predicted() -> None:
     assert search.best().threshold is None and search.best().dice == 1
 
 
-def test_the_methods_of_the_configuration_are_those_of_the_table() -> None:
+def test_configuration_lists_all_methods() -> None:
     from typing import get_args
 
     assert get_args(SegmentationMethod) == tuple(METHODS)
 
 
-def test_patch_tokens_and_u_nets_run_as_a_study(values: dict[str, Any], tmp_path: Path) -> None:
+def test_study_of_patch_tokens_and_u_nets(values: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("segmentation_models_pytorch")
     tiles = write_images(tmp_path)
     prompts = {"name": "two", "version": 1, "templates": ["{}."], "classes": {"other": ["stroma"], "tumour": ["gland"]}}

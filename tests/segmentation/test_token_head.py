@@ -1,4 +1,4 @@
-"""Linear heads on hand-made tokens, with masks and with pseudo-labels from labels of images."""
+"""Linear heads on synthetic tokens, trained on masks or on pseudo-labels from image labels."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +47,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
 
 @dataclass(frozen=True, eq=False)
 class OneImage(TokenStore):
-    """A store of one image in memory."""
+    """In-memory token store of one image."""
 
     grid: np.ndarray
 
@@ -64,34 +64,34 @@ def shares(masks: MaskSet, rows: list[int]) -> dict[str, np.ndarray]:
     return {str(masks.tiles.ids[row]): lattice.to_cells(masks.read(row)[1], 2) for row in rows}
 
 
-def test_a_head_on_separable_tokens_is_right_on_other_images(images: Images) -> None:
+def test_head_on_separable_tokens_generalises_to_other_images(images: Images) -> None:
     _, masks, store = images
     tumour = int(np.flatnonzero(masks.counts[:, 1] > 0)[0])
     head = train_token_head(store, [shares(masks, [tumour])], OPTIONS, seed=0, classes=2)
     for row in (tumour, len(masks) - 1, len(masks) - 3):
         predicted = head.probabilities(store.tokens(str(masks.tiles.ids[row]))).argmax(axis=2)
         np.testing.assert_array_equal(predicted, shares(masks, [row])[str(masks.tiles.ids[row])].argmax(axis=2))
-    again = train_token_head(store, [shares(masks, [tumour])], OPTIONS, seed=0, classes=2)
-    np.testing.assert_array_equal(head.weight, again.weight)
+    repeated = train_token_head(store, [shares(masks, [tumour])], OPTIONS, seed=0, classes=2)
+    np.testing.assert_array_equal(head.weight, repeated.weight)
     other = train_token_head(store, [shares(masks, [tumour])], OPTIONS, seed=1, classes=2)
     assert (other.weight != head.weight).any()
 
 
-def test_a_head_with_default_options_is_as_good_as_logistic_regression_on_rare_overlapping_classes() -> None:
+def test_default_head_matches_logistic_regression_on_rare_overlapping_classes() -> None:
     rng = np.random.default_rng(0)
     truth = rng.random(4096) < 0.15
-    spectrum = 0.9 ** np.arange(32)  # correlated features, of which weak ones separate the classes
+    spectrum = 0.9 ** np.arange(32)  # correlated features; the weak ones separate the classes
     mixing = np.linalg.qr(rng.normal(size=(32, 32)))[0]
     tokens = ((rng.normal(size=(4096, 32)) + 0.35 * truth[:, None]) * spectrum) @ mixing + 3
     tokens = tokens.astype(np.float16)
     grid = tokens.reshape(64, 64, 32)
     targets = np.stack([~truth, truth], axis=1).astype(np.float32).reshape(64, 64, 2)
     head = train_token_head(OneImage(None, grid), [{"image": targets}], TokenHeadConfig(), seed=0, classes=2)  # type: ignore[arg-type]
-    found = head.probabilities(grid).reshape(-1, 2)[:, 1]
+    predicted = head.probabilities(grid).reshape(-1, 2)[:, 1]
     features = (tokens - tokens.mean(axis=0, dtype=np.float64)) / tokens.std(axis=0, dtype=np.float64)
     best = LogisticRegression(C=1e3, max_iter=1000).fit(features, truth).predict_proba(features)[:, 1]
-    assert log_loss(truth, found) < 1.05 * log_loss(truth, best)
-    assert roc_auc_score(truth, found) > roc_auc_score(truth, best) - 0.005 > 0.9
+    assert log_loss(truth, predicted) < 1.05 * log_loss(truth, best)
+    assert roc_auc_score(truth, predicted) > roc_auc_score(truth, best) - 0.005 > 0.9
 
 
 def test_ignored_cells_do_not_change_a_head(images: Images) -> None:
@@ -108,29 +108,31 @@ def test_ignored_cells_do_not_change_a_head(images: Images) -> None:
         train_token_head(store, [{normal: np.zeros_like(targets[name])}], OPTIONS, seed=0, classes=2)
 
 
-def test_labels_of_images_become_pseudo_labels_of_their_tokens(images: Images, tmp_path: Path) -> None:
+def test_image_labels_become_pseudo_labels_of_tokens(images: Images, tmp_path: Path) -> None:
     tiles, masks, store = images
     model = train_bag_network(
         token_bags(tiles.select(tiles.splits != "test"), store), EVIDENCE.training, 0, root=tmp_path
     )
     train = tiles.of_split("train")
-    found = pseudo_masks(model, train, store, CLASSES.names, "other", EVIDENCE)
-    assert set(found.codes) == set(train.ids.tolist())
+    pseudo_labels = pseudo_masks(model, train, store, CLASSES.names, "other", EVIDENCE)
+    assert set(pseudo_labels.codes) == set(train.ids.tolist())
     truth = {name: each.argmax(axis=2) for name, each in shares(masks, list(range(len(masks)))).items()}
     for name, label in zip(train.ids.tolist(), train.labels.tolist(), strict=True):
-        codes = found.codes[name]
+        codes = pseudo_labels.codes[name]
         if tiles.classes[label] == "normal":
-            assert (codes == 0).all()  # an image with the label of the background contains nothing else
+            assert (codes == 0).all()  # images with the background label contain only background
         confident = codes >= 0
         np.testing.assert_array_equal(codes[confident], truth[name][confident])
-    assert any((codes == 1).any() for codes in found.codes.values())
-    head = train_token_head(store, [found.targets(2)], OPTIONS, seed=0, classes=2)
+    assert any((codes == 1).any() for codes in pseudo_labels.codes.values())
+    head = train_token_head(store, [pseudo_labels.targets(2)], OPTIONS, seed=0, classes=2)
     test = next(str(name) for name in tiles.of_split("test").ids if truth[str(name)].any())
     assert (head.probabilities(store.tokens(test)).argmax(axis=2) == truth[test]).mean() > 0.9
-    assert set(found.without([str(train.ids[0])]).codes) == set(train.ids[1:].tolist())
+    assert set(pseudo_labels.without([str(train.ids[0])]).codes) == set(train.ids[1:].tolist())
     with pytest.raises(DataError, match="the masks of all labelled training images are used"):
-        found.without(train.ids.tolist())
-    unsure = replace(found, codes={name: np.full_like(codes, -1) for name, codes in found.codes.items()})
+        pseudo_labels.without(train.ids.tolist())
+    unsure = replace(
+        pseudo_labels, codes={name: np.full_like(codes, -1) for name, codes in pseudo_labels.codes.items()}
+    )
     with pytest.raises(DataError, match=r"no cell of .* labelled training images has a confident pseudo-label"):
         unsure.without([])
 
@@ -145,7 +147,7 @@ def test_bags_are_the_tokens_of_a_patient(images: Images) -> None:
     assert {bags.classes[code] for code in bags.labels[:2]} == {"normal", "tumour"}
 
 
-def test_a_patient_may_have_more_images_than_a_process_may_open_files(images: Images) -> None:
+def test_patients_with_more_images_than_the_limit_of_open_files(images: Images) -> None:
     resource = pytest.importorskip("resource")
     _, _, store = images
     reader = TokenReader(store, [store.ids * 10])
@@ -160,7 +162,7 @@ def test_a_patient_may_have_more_images_than_a_process_may_open_files(images: Im
     assert len(reader.images[0]) > 100 and np.array_equal(features, expected)
 
 
-def test_labels_without_a_class_and_without_a_background_are_refused(images: Images, tmp_path: Path) -> None:
+def test_labels_without_a_class_or_background_are_errors(images: Images, tmp_path: Path) -> None:
     tiles, _, store = images
     model = train_bag_network(token_bags(tiles, store), EVIDENCE.training, 0, root=tmp_path)
     for evidence, message in (
@@ -195,7 +197,7 @@ def study_inputs(folder: Path, seeds: list[int]) -> MethodInputs:
     return MethodInputs(file.run, options, workspace, read_study_masks(file.run, options, workspace))
 
 
-def test_heads_of_a_study_share_tokens_and_pseudo_labels_come_from_the_labels_that_a_seed_keeps(
+def test_heads_of_a_study_share_tokens_and_use_the_label_budget_of_the_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(token_methods, "_backbone", lambda inputs: colour_model())
@@ -208,4 +210,4 @@ def test_heads_of_a_study_share_tokens_and_pseudo_labels_come_from_the_labels_th
     kept = inputs.workspace.tiles(0).of_split("train")
     assert (kept.labels >= 0).sum() == 8
     images = int(str(segmenters[2].facts["pseudo_images"]))
-    assert 0 < images <= 8  # without those that have a drawn mask
+    assert 0 < images <= 8  # images with a drawn mask are excluded

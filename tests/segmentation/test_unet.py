@@ -1,4 +1,4 @@
-"""The U-Net: two steps on a CPU, the loss, and a training that resumes."""
+"""The U-Net: training, resuming, losses and input scaling."""
 
 import importlib.util
 import math
@@ -30,23 +30,23 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     return drawn_masks(masks.of_split("train"), 2, seed=0)
 
 
-def test_two_steps_give_probabilities_at_every_pixel(samples: Samples, tmp_path: Path) -> None:
+def test_training_gives_probabilities_for_every_pixel(samples: Samples, tmp_path: Path) -> None:
     network = train_unet(tmp_path, [samples], OPTIONS, seed=0, classes=2)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70, 3)).astype(np.uint8))
     probabilities = network.probabilities(image, 1.0)
     assert probabilities.shape == (2, 40, 70)
     np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-5)
-    again = train_unet(tmp_path, [samples], OPTIONS, seed=0, classes=2)  # opened, not trained
-    np.testing.assert_array_equal(again.probabilities(image, 1.0), probabilities)
+    reloaded = train_unet(tmp_path, [samples], OPTIONS, seed=0, classes=2)  # loaded instead of trained
+    np.testing.assert_array_equal(reloaded.probabilities(image, 1.0), probabilities)
     coarse = OPTIONS.model_copy(update={"mpp": 2.0})
     assert replace(network, options=coarse).probabilities(image, 1.0).shape == (2, 40, 70)
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(
+def test_a_resumed_training_gives_the_same_weights(
     samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = OPTIONS.model_copy(update={"steps": 3})
-    whole = train_unet(tmp_path / "whole", [samples], options, seed=0, classes=2)
+    uninterrupted = train_unet(tmp_path / "uninterrupted", [samples], options, seed=0, classes=2)
     monkeypatch.setattr(unet, "_CHECKPOINT_SECONDS", 0.0)
     draw, steps = unet._batch, []
 
@@ -61,31 +61,31 @@ def test_an_interrupted_training_ends_with_the_same_weights(
         train_unet(tmp_path / "killed", [samples], options, seed=0, classes=2)
     resumed = train_unet(tmp_path / "killed", [samples], options, seed=0, classes=2)
     assert steps == [0, 1, 1, 2]
-    for name, value in whole.network.state_dict().items():
+    for name, value in uninterrupted.network.state_dict().items():
         torch.testing.assert_close(resumed.network.state_dict()[name], value, rtol=0, atol=0, msg=name)
 
 
-def test_a_damaged_checkpoint_is_trained_anew(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_discarded(tmp_path: Path) -> None:
     network = build_unet(OPTIONS, 2)
     optimizer = torch.optim.AdamW(network.parameters())
-    (tmp_path / "checkpoint.safetensors").write_bytes(b"cut off")
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"truncated")
     assert unet._load(tmp_path / "checkpoint.safetensors", network, optimizer) == 0
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
-def test_loss_of_right_and_of_undecided_answers() -> None:
+def test_loss_of_correct_and_of_undecided_predictions() -> None:
     codes = torch.tensor([[[0, 1], [1, -1]]])
-    right = torch.nn.functional.one_hot(codes.clamp(min=0), 2).permute(0, 3, 1, 2) * 100.0
-    right[0, :, 1, 1] = torch.tensor([0.0, 50.0])  # ignored
-    assert float(unet_loss(right, codes)) == pytest.approx(0, abs=1e-5)
-    # probabilities of 1/2: cross-entropy log 2; Dice 2 * .5 / (3 / 4 + 1) of one pixel, 2 * 1 / (3 / 4 + 2) of two
+    correct = torch.nn.functional.one_hot(codes.clamp(min=0), 2).permute(0, 3, 1, 2) * 100.0
+    correct[0, :, 1, 1] = torch.tensor([0.0, 50.0])  # ignored
+    assert float(unet_loss(correct, codes)) == pytest.approx(0, abs=1e-5)
+    # Probabilities of 1/2: cross-entropy log 2; Dice 2 * 0.5 / (3/4 + 1) for one pixel and 2 * 1 / (3/4 + 2) for two.
     expected = (math.log(2) + 1 - (1 / 1.75 + 2 / 2.75) / 2) / 2
     assert float(unet_loss(torch.zeros(1, 2, 2, 2), codes)) == pytest.approx(expected, abs=1e-5)
     assert float(unet_loss(torch.zeros(1, 2, 2, 2), torch.full((1, 2, 2), -1))) == 0
 
 
-def test_soft_dice_is_highest_where_probabilities_equal_shares_and_ignored_parts_do_not_count() -> None:
-    shares = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.0, 0.5]])  # of the last one, half is ignored
+def test_soft_dice_is_highest_for_exact_shares_and_ignores_unlabelled_parts() -> None:
+    shares = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.0, 0.5]])  # half of the last cell is ignored
     equal = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.0, 1.0]])
     assert float(soft_dice(equal, shares)) == pytest.approx(1)
     assert float(soft_dice(equal + torch.tensor([-0.1, 0.1]), shares)) < 0.99
@@ -93,17 +93,22 @@ def test_soft_dice_is_highest_where_probabilities_equal_shares_and_ignored_parts
     assert float(soft_dice(torch.nn.functional.pad(equal, (0, 1)), without)) == pytest.approx(1)
 
 
-def test_pixels_are_scaled_as_for_the_weights_of_the_encoder() -> None:
+def test_pixels_are_scaled_as_the_encoder_weights_require() -> None:
     pixels = torch.tensor([255.0, 0.0, 51.0])[None, :, None, None]
     assert ScaledNetwork(torch.nn.Identity(), None)(pixels).flatten().tolist() == pytest.approx([1, -1, -0.6])
-    given = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.5], "input_range": [0, 1], "input_space": "BGR"}
-    scaled = ScaledNetwork(torch.nn.Identity(), given)(pixels).flatten().tolist()
+    parameters = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.5], "input_range": [0, 1], "input_space": "BGR"}
+    scaled = ScaledNetwork(torch.nn.Identity(), parameters)(pixels).flatten().tolist()
     assert scaled == pytest.approx([(0.2 - 0.4) / 0.2, (0 - 0.5) / 0.25, (1 - 0.6) / 0.5])
-    bytes_given = {"mean": [100.0, 50.0, 1.0], "std": [1.0, 1.0, 2.0], "input_range": [0, 255], "input_space": "RGB"}
-    assert ScaledNetwork(torch.nn.Identity(), bytes_given)(pixels).flatten().tolist() == [155, -50, 25]
+    byte_parameters = {
+        "mean": [100.0, 50.0, 1.0],
+        "std": [1.0, 1.0, 2.0],
+        "input_range": [0, 255],
+        "input_space": "RGB",
+    }
+    assert ScaledNetwork(torch.nn.Identity(), byte_parameters)(pixels).flatten().tolist() == [155, -50, 25]
 
 
-def test_another_resolution_of_the_tiles_is_another_training(samples: Samples, tmp_path: Path) -> None:
+def test_identity_of_training_depends_on_the_resolution_of_the_tiles(samples: Samples, tmp_path: Path) -> None:
     _, masks = open_images(write_images(tmp_path, patients=4))
     train = masks.of_split("train")
     finer = replace(train, tiles=replace(train.tiles, mpp=train.tiles.mpp / 2))
@@ -121,7 +126,7 @@ def test_another_overlap_of_the_windows_changes_predictions_without_another_trai
     assert not np.array_equal(other.probabilities(image, 1.0), first.probabilities(image, 1.0))
 
 
-def test_masks_of_ignored_pixels_only_are_refused_before_the_training(samples: Samples, tmp_path: Path) -> None:
+def test_completely_ignored_masks_are_an_error_before_training(samples: Samples, tmp_path: Path) -> None:
     def read(index: int) -> tuple[Image.Image, np.ndarray, float]:
         image, codes, mpp = samples.read(index)
         return image, np.full_like(codes, -1), mpp
@@ -131,7 +136,7 @@ def test_masks_of_ignored_pixels_only_are_refused_before_the_training(samples: S
     assert not list(tmp_path.iterdir())
 
 
-def test_unknown_encoders_and_a_missing_package_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_encoder_and_missing_package_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="cannot be built"):
         build_unet(UnetConfig(encoder="resnet0"), 2)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -1,4 +1,4 @@
-"""A model whose tokens are the mean colours of its patches, and tables of two-coloured images with masks."""
+"""A model whose tokens are mean patch colours, and tables of two-coloured images with masks."""
 
 import csv
 from pathlib import Path
@@ -21,9 +21,9 @@ CLASSES = MaskClasses(("other", "tumour"), {0: 0, 1: 1}, (255,))
 
 
 def colour_model(mpp: float | None = None, fail_after: int | None = None) -> PatchTokens:
-    """Tokens are the mean colour (0..1) of each patch of 8 pixels; windows have 32 pixels.
+    """Model whose tokens are the mean colours (0 to 1) of patches of 8 pixels, in windows of 32 pixels.
 
-    With `fail_after`, the model fails once it has encoded so many batches.
+    With `fail_after`, the model raises an error after that many batches.
     """
     preprocess = Preprocess(SIDE * PATCH, SIDE * PATCH, "shortest", "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     calls = [0]
@@ -38,9 +38,9 @@ def colour_model(mpp: float | None = None, fail_after: int | None = None) -> Pat
 
 
 def write_images(folder: Path, patients: int = 8, size: int = 64) -> Path:
-    """Write a table of images, of which those labelled tumour have a red square on blue; blue is other tissue.
+    """Write a table of blue images, in which those labelled tumour contain a red square.
 
-    The first half of the patients is train, of the rest a half each validation and test; labels alternate.
+    Half of the patients are in train, a quarter each in validation and test; labels alternate between patients.
     """
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []

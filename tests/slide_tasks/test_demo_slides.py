@@ -1,4 +1,4 @@
-"""Demo on slides: the mask is read at the pixels of the map, and the table has both references."""
+"""The slide demo: masks are read at the resolution of the maps, and scores are compared with them."""
 
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from clipit.synthetic.latents import CLASSES
 from clipit.synthetic.slide_world import SlideWorldConfig
 
 
-def test_a_mask_is_read_at_the_centres_of_the_maps_pixels_and_by_name(tmp_path: Path) -> None:
+def test_masks_are_read_at_the_pixel_centres_of_the_map_with_class_names(tmp_path: Path) -> None:
     labels = np.zeros((64, 64), np.uint8)
     labels[:16, 16:32] = CLASSES.index("stroma") + 1
     Image.fromarray(labels).save(tmp_path / "mask.png")
-    classes = sorted(CLASSES)  # a different order than that of the mask
+    classes = sorted(CLASSES)  # in a different order from the mask
     mask = read_mask(tmp_path / "mask.png", classes)
     assert mask.shape == (4, 4) and classes[mask[0, 1]] == "stroma"
     assert (np.delete(mask.ravel(), 1) == -1).all()
@@ -36,11 +36,11 @@ def test_slides_are_scored_by_classifier_and_prompts_and_compared_with_masks(
         RunConfig(tiles=TilesConfig(source="table", path="t.csv"), backbone=BackboneConfig(trust_remote_code=True)),
     )
 
-    def remember(*arguments: Any, **options: Any) -> Any:
+    def record_and_open(*arguments: Any, **options: Any) -> Any:
         opened.append(options)
         return open_exported(*arguments, **options)
 
-    monkeypatch.setattr(demo_module, "open_exported", remember)
+    monkeypatch.setattr(demo_module, "open_exported", record_and_open)
     text = demo_slides(run, tmp_path / "slides", config)
     assert opened == [{"vlm": config.vlm, "trust_remote_code": True}]
     assert "1 synthetic slide, 8 tissue classes" in text

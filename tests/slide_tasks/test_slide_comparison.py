@@ -1,4 +1,4 @@
-"""Runs are compared on slide labels: files, arms and seeds, the zero-shot VLM, resume, failures and wrong input."""
+"""Comparison of runs on slide labels: tables, arms and seeds, the zero-shot VLM, resuming, and errors."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ VLM_TILES = {"tile_mpp": 1.0, "tile_pixels": 32}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two arms with two seeds in `runs/demo`, an untrained run beside them, and the VLM."""
+    """Folder with two arms of two seeds and an untrained run in `runs/demo`, and the VLM."""
     root = tmp_path_factory.mktemp("models")
     for number, (arm, seed) in enumerate((arm, seed) for arm in ("image_only", "clip_it_all") for seed in (0, 1)):
         folder = root / "runs/demo" / f"{arm}-seed{seed}"
@@ -49,7 +49,7 @@ def write_config(folder: Path, arm: str, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table of validation and test slides, one of them empty."""
+    """A table of validation and test slides; the last file is empty."""
     root = tmp_path_factory.mktemp("slides")
     rng = np.random.default_rng(0)
     rows = []
@@ -66,7 +66,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compared(models: Path, slides: Path, tmp_path_factory: pytest.TempPathFactory) -> SlideCompareResult:
-    """Both arms and the VLM, compared."""
+    """Comparison of both arms and the VLM."""
     out = tmp_path_factory.mktemp("compared")
     return clipit.compare_slides(
         slides, models / "runs", out, reference="image_only", vlm=str(models / "0/clip"),
@@ -87,7 +87,7 @@ def test_every_arm_is_compared_with_the_reference_on_test_slides(compared: Slide
     assert compared.verdict in compared.text
 
 
-def test_means_are_those_of_each_runs_own_scores(models: Path, slides: Path, compared: SlideCompareResult) -> None:
+def test_means_match_the_scores_of_each_run(models: Path, slides: Path, compared: SlideCompareResult) -> None:
     alone = clipit.score_slides(
         slides, compared.folder / "alone", classifier=models / "runs/demo/clip_it_all-seed1", **VLM_TILES
     )
@@ -97,7 +97,7 @@ def test_means_are_those_of_each_runs_own_scores(models: Path, slides: Path, com
     assert set(one["split"]) == {"validation", "test"}
 
 
-def test_page_and_summary_name_runs_poolings_and_left_out_slides(compared: SlideCompareResult) -> None:
+def test_page_and_summary_list_runs_poolings_and_dropped_slides(compared: SlideCompareResult) -> None:
     page = compared.page.read_text(encoding="utf-8")
     for text in (compared.text, page):
         assert "the file is empty" in text and "was chosen for its balanced accuracy" in text
@@ -109,21 +109,19 @@ def test_page_and_summary_name_runs_poolings_and_left_out_slides(compared: Slide
     assert status["s8"] == "failed" and (status.drop("s8") == "ok").all()
 
 
-def test_a_second_call_scores_nothing_again(models: Path, slides: Path, compared: SlideCompareResult) -> None:
+def test_a_second_call_reuses_all_scores(models: Path, slides: Path, compared: SlideCompareResult) -> None:
     files = {path: path.stat().st_mtime_ns for path in compared.folder.glob("runs/*/slides/*/tiles.parquet")}
     assert len(files) == 5 * 8
     before = compared.table
-    again = clipit.compare_slides(
+    repeated = clipit.compare_slides(
         slides, [models / "runs/demo/clip_it_all-seed0", models / "runs"], compared.folder, reference="image_only",
         vlm=str(models / "0/clip"), prompts=models / "prompts.yaml", **VLM_TILES,
     )  # fmt: skip
     assert {path: path.stat().st_mtime_ns for path in files} == files
-    pd.testing.assert_frame_equal(again.table, before)
+    pd.testing.assert_frame_equal(repeated.table, before)
 
 
-def test_what_cannot_be_compared_is_an_error_before_anything_is_scored(
-    models: Path, slides: Path, tmp_path: Path
-) -> None:
+def test_invalid_comparisons_are_errors_before_anything_is_scored(models: Path, slides: Path, tmp_path: Path) -> None:
     runs, out = models / "runs/demo", tmp_path / "out"
     table = pd.read_csv(slides)
     wrong = slides.parent / "wrong.csv"
@@ -152,7 +150,7 @@ def test_what_cannot_be_compared_is_an_error_before_anything_is_scored(
     assert not out.exists()
 
 
-def test_patients_in_two_splits_of_the_slides_are_an_error_or_a_note(
+def test_patients_in_two_splits_are_an_error_or_a_note(
     models: Path, slides: Path, compared: SlideCompareResult, tmp_path: Path
 ) -> None:
     table, run = slides.parent / "crossing.csv", models / "runs/demo/clip_it_all-seed1"
@@ -167,7 +165,7 @@ def test_patients_in_two_splits_of_the_slides_are_an_error_or_a_note(
     assert noted.page is not None
     for text in (noted.text, noted.page.read_text(encoding="utf-8")):
         assert "3 patients are in more than one split" in text and "kept on request" in text
-    rows.drop(columns="label").assign(group="P").to_csv(table, index=False)  # nothing is evaluated
+    rows.drop(columns="label").assign(group="P").to_csv(table, index=False)  # without labels nothing is evaluated
     clipit.score_slides(table, compared.folder / "crossing", classifier=run, **VLM_TILES)
     opened = clipit.load_classifier(run)
     apart = clipit.score_slides(slides, compared.folder / "crossing", classifier=opened, **VLM_TILES)
@@ -189,9 +187,9 @@ def test_reports_of_test_patients_are_noted(models: Path, slides: Path, tmp_path
     assert f"{count} reports of r belong to patients with test slides" in scored.text
 
 
-@pytest.mark.parametrize("known_by", ["group", "slide", "slide of the patient"])
+@pytest.mark.parametrize("matched_by", ["group", "slide", "slide of the patient"])
 def test_test_slides_of_training_patients_are_an_error_or_a_note(
-    models: Path, slides: Path, tmp_path: Path, known_by: str
+    models: Path, slides: Path, tmp_path: Path, matched_by: str
 ) -> None:
     runs = tmp_path / "runs"
     for arm in ("image_only", "clip_it_all"):
@@ -199,10 +197,10 @@ def test_test_slides_of_training_patients_are_an_error_or_a_note(
     groups = {"group": ["P4", "P0", "X"], "slide": ["s4", "s0", "X"], "slide of the patient": ["P4-1", "P5-2", "X"]}
     ids = {"group": ["x.png", "y.png", "z.png"], "slide": ["s4@0,0,32", "s0@0,0,32", "s99@0,0,32"]}
     seen = {
-        "id": ids.get(known_by, ids["group"]), "split": ["train", "validation", "train"], "group": groups[known_by]
+        "id": ids.get(matched_by, ids["group"]), "split": ["train", "validation", "train"], "group": groups[matched_by]
     }  # fmt: skip
     pd.DataFrame(seen).to_parquet(runs / "clip_it_all-seed0" / TRAINING_TILES)
-    count = 2 if known_by == "slide of the patient" else 1  # s0, of P0, is a validation slide
+    count = 2 if matched_by == "slide of the patient" else 1  # s0 of patient P0 is a validation slide
     match = rf"{count} of 6 test slides belongs? to {count} patients? whose tiles the run clip_it_all-seed0 was trained"
     match = match if count == 1 else match.replace("belongs?", "belong")
     with pytest.raises(DataError, match=match):
@@ -210,7 +208,7 @@ def test_test_slides_of_training_patients_are_an_error_or_a_note(
     for path in (runs / "clip_it_all-seed0", runs / "clip_it_all-seed0/classifier"):
         with pytest.raises(DataError, match=match):
             clipit.score_slides(slides, tmp_path / "out", classifier=path, **VLM_TILES)
-    if known_by == "group":
+    if matched_by == "group":
         noted = clipit.compare_slides(
             slides, runs, tmp_path / "out", reference="image_only", leaks_policy="note", **VLM_TILES
         )
@@ -218,7 +216,7 @@ def test_test_slides_of_training_patients_are_an_error_or_a_note(
             assert "1 of 6 test slides belongs to 1 patient" in text and "kept on request" in text
 
 
-def test_runs_are_found_and_those_that_do_not_fit_are_named(models: Path, slides: Path, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_compared_are_errors(models: Path, slides: Path, tmp_path: Path) -> None:
     source, copy = models / "runs/demo/clip_it_all-seed0", tmp_path / "again"
     shutil.copytree(source, copy)
     with pytest.raises(DataError, match="2 runs have the arm clip_it_all and the seed 0"):

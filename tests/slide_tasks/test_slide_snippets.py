@@ -1,4 +1,4 @@
-"""Snippets beside the top tiles of a slide's page: those of a configuration's reports, if they are asked for."""
+"""Nearest snippets of the top tiles on the page of a slide, on request."""
 
 import re
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from clipit.errors import ConfigError
 from clipit.workspace.workspace import Workspace
 
 
-def test_the_nearest_snippets_stand_beside_the_top_tiles_if_they_are_asked_for(
+def test_nearest_snippets_of_the_top_tiles_are_shown_on_request(
     write_config: Callable[..., Path], shared_output: Path, tmp_path: Path
 ) -> None:
     config = write_config(output=shared_output)
@@ -24,7 +24,7 @@ def test_the_nearest_snippets_stand_beside_the_top_tiles_if_they_are_asked_for(
         "maps": True, "top": 1,
     }  # fmt: skip
     pages = []
-    for snippets in (None, config):  # in the same folder: the page is written again
+    for snippets in (None, config):  # in the same folder, so that the page is rewritten
         result = clipit.score_slides(slide, tmp_path / "maps", snippets=snippets, **options)
         pages.append((result.folder / "slides/slide/index.html").read_text(encoding="utf-8"))
     assert "Nearest prompts" in pages[0] and "Nearest snippets" not in pages[0]

@@ -1,4 +1,4 @@
-"""Slides are tiled, scored and mapped: files, resume, failures, labels, zero-shot, and two processes."""
+"""Tiling, scoring and mapping of slides: files, resuming, failures, labels, zero-shot and two processes."""
 
 import csv
 import errno
@@ -36,13 +36,13 @@ from clipit.slides.slide_file import SlideFile
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run and the VLM of its texts."""
+    """Folder with a run and its VLM."""
     return save_classifier(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table of five slides, one of them empty, with labels, splits and patients."""
+    """A table of five slides with labels, splits and patients; the last file is empty."""
     root = tmp_path_factory.mktemp("slides")
     rng = np.random.default_rng(0)
     rows = []
@@ -58,14 +58,14 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mapped(models: Path, slides: Path, tmp_path_factory: pytest.TempPathFactory) -> SlidesResult:
-    """The slides, scored and mapped."""
+    """Scores and maps of the slides."""
     out = tmp_path_factory.mktemp("mapped")
     return clipit.score_slides(slides, out, classifier=models / "run", maps=True, top=2, batch_size=16)
 
 
 @pytest.fixture(autouse=True)
 def no_maps(mapped: SlidesResult, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the shared maps, which are made first, are drawn."""
+    """Skip drawing all maps except the shared ones, which are created first."""
     leave_out_plots(monkeypatch, MAP_PLOTS)
 
 
@@ -82,7 +82,7 @@ def contents(folder: Path, pattern: str = "slides/*/tiles.parquet") -> dict[str,
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob(pattern))}
 
 
-def test_tiles_are_listed_drawn_and_written_on_request(slides: Path, tmp_path: Path) -> None:
+def test_tiling_writes_grid_thumbnail_and_requested_files(slides: Path, tmp_path: Path) -> None:
     result = clipit.tile_slides(slides, tmp_path, tile_mpp=1.0, tile_pixels=32, extras=("h5", "png"))
     table = result.slides
     assert table["status"].tolist() == ["ok"] * 4 + ["failed"]
@@ -98,7 +98,7 @@ def test_tiles_are_listed_drawn_and_written_on_request(slides: Path, tmp_path: P
     assert "1 slide cannot be used" in result.text
 
 
-def test_every_slide_gets_tile_scores_slide_scores_and_maps(mapped: SlidesResult) -> None:
+def test_scoring_writes_tile_scores_slide_scores_and_maps(mapped: SlidesResult) -> None:
     folder = mapped.folder
     for name in ("s0", "s3"):
         files = {path.name for path in (folder / "slides" / name).iterdir()}
@@ -126,13 +126,15 @@ def test_every_slide_gets_tile_scores_slide_scores_and_maps(mapped: SlidesResult
     assert set(metrics["split"]) == {"validation", "test"} and metrics["chosen"].any()
 
 
-def test_tiles_are_read_as_the_classifier_was_trained(mapped: SlidesResult) -> None:
+def test_tiles_are_read_at_the_training_resolution_of_the_classifier(mapped: SlidesResult) -> None:
     record = json.loads((mapped.folder / "scoring.json").read_text())
     assert (record["tiles"]["mpp"], record["tiles"]["pixels"]) == (1.0, 32)
     assert mapped.slides["tiles"][0] == len(pd.read_parquet(mapped.folder / "slides/s0/tiles.parquet"))
 
 
-def test_predicting_a_slide_equals_scoring_it(models: Path, slides: Path, mapped: SlidesResult, tmp_path: Path) -> None:
+def test_predicting_a_slide_matches_scoring_it(
+    models: Path, slides: Path, mapped: SlidesResult, tmp_path: Path
+) -> None:
     result = clipit.predict(models / "run", slides.parent / "s1.tiff", tmp_path / "p.csv", batch_size=16)
     scored = pd.read_parquet(mapped.folder / "slides/s1/tiles.parquet")
     assert result.predictions["id"].tolist() == scored["id"].tolist()
@@ -144,25 +146,25 @@ def test_predicting_a_slide_equals_scoring_it(models: Path, slides: Path, mapped
         clipit.predict(models / "run", tmp_path / "no.png", tmp_path / "q.csv", mpp=0.5)
 
 
-def flip(path: Path, at: float = 0.5) -> None:
+def flip_bit(path: Path, at: float = 0.5) -> None:
     data = bytearray(path.read_bytes())
     data[int(len(data) * at)] ^= 1
     path.write_bytes(bytes(data))
 
 
-def test_a_flipped_bit_in_finished_files_is_noticed(
+def test_changed_maps_are_rewritten_and_changed_scores_are_an_error(
     models: Path, slides: Path, mapped: SlidesResult, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = Path(shutil.copytree(mapped.folder, tmp_path / "out"))
     whole = contents(out, "slides/s0/*.*")
 
-    def again() -> None:
+    def rerun() -> None:
         clipit.score_slides(slides, out, classifier=models / "run", maps=True, top=2, batch_size=16)
 
     caplog.set_level("INFO")
     for name in ("tiles.geojson", "regions.geojson", "heat_map.ome.tif", "index.html"):
-        flip(out / "slides/s0" / name)
-        again()
+        flip_bit(out / "slides/s0" / name)
+        rerun()
         assert "mapping 1 slide again, because scores, labels or options have changed" in caplog.text, name
         assert contents(out, f"slides/s0/{name}") == {f"slides/s0/{name}": whole[f"slides/s0/{name}"]}
         caplog.clear()
@@ -172,23 +174,25 @@ def test_a_flipped_bit_in_finished_files_is_noticed(
     changed = table.set_column(table.column_names.index(f"score_{CLASSES[0]}"), f"score_{CLASSES[0]}", [scores])
     pq.write_table(changed, out / "slides/s0/tiles.parquet")
     with pytest.raises(ArtifactError, match="the scores have changed since they were written"):
-        again()
+        rerun()
 
 
-def test_a_flipped_bit_in_the_files_of_a_tiled_slide_is_mended(
+def test_changed_files_of_a_tiled_slide_are_rewritten(
     slides: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clipit.tile_slides(slides, tmp_path, tile_mpp=1.0, tile_pixels=32)
     whole = contents(tmp_path, "slides/s0/*.*")
     caplog.set_level("INFO")
     for name in ("tissue.geojson", "grid.parquet", "tiles.png"):
-        flip(tmp_path / "slides/s0" / name)
+        flip_bit(tmp_path / "slides/s0" / name)
     clipit.tile_slides(slides, tmp_path, tile_mpp=1.0, tile_pixels=32)
     assert contents(tmp_path, "slides/s0/*.*") == whole
     assert "note: s0: writing its grid, tissue and thumbnail again, because they have changed" in caplog.text
 
 
-def test_two_processes_write_what_one_writes(models: Path, slides: Path, mapped: SlidesResult, tmp_path: Path) -> None:
+def test_two_processes_write_the_same_files_as_one(
+    models: Path, slides: Path, mapped: SlidesResult, tmp_path: Path
+) -> None:
     options = ("--classifier", models / "run", "--top", "2", "--batch-size", "16")
     done = run_two(ROOT / "scripts" / "slides.py", "map", slides, "--out", tmp_path, *options)
     assert done.returncode == 0, done.stderr
@@ -207,7 +211,7 @@ def test_two_processes_write_what_one_writes(models: Path, slides: Path, mapped:
         assert np.allclose(two[columns], one[columns], atol=1e-5)
 
 
-def test_a_killed_command_keeps_the_slides_that_were_done(
+def test_a_resumed_command_keeps_finished_slides(
     models: Path, slides: Path, mapped: SlidesResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write: Callable[..., None] = tile_scores._write
@@ -245,7 +249,7 @@ def test_scores_of_another_model_are_replaced_and_a_damaged_table_is_an_error(
         clipit.score_slides(slide, tmp_path, classifier=models / "run")
 
 
-def test_prompts_alone_score_slides_by_cosines(models: Path, slides: Path, tmp_path: Path) -> None:
+def test_zero_shot_scores_are_cosine_similarities(models: Path, slides: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"classes": "gland; stroma", "tile_mpp": 1.0, "tile_pixels": 32}
     by_vlm = clipit.score_slides(slides.parent / "s0.tiff", tmp_path / "a", vlm=str(models / "clip"), **options)
     by_student = clipit.score_slides(
@@ -265,7 +269,7 @@ def test_prompts_alone_score_slides_by_cosines(models: Path, slides: Path, tmp_p
     assert "Nearest prompts" in page
 
 
-def test_sampled_prompt_sets_are_scored_one_by_one_beside_their_ensemble(
+def test_sampled_prompt_sets_are_scored_individually_and_as_an_ensemble(
     models: Path, slides: Path, tmp_path: Path
 ) -> None:
     names = [{"gland": "gland", "stroma": "stroma"}, {"gland": "stroma", "stroma": "gland"}, {"gland": "atypia",
@@ -282,12 +286,12 @@ def test_sampled_prompt_sets_are_scored_one_by_one_beside_their_ensemble(
     assert by_draw.groupby("draw").size().tolist() == [7, 7]
     (tmp_path / "one.json").write_text(json.dumps({"0": draws["0"]}), encoding="utf-8")
     alone = clipit.score_slides(tmp_path / "slides.csv", tmp_path / "one", prompts=tmp_path / "one.json", **options)
-    own = alone.scores.query("slide == 's0' and not smoothed")[["score_gland", "score_stroma"]].to_numpy()
-    np.testing.assert_allclose(by_draw[by_draw.draw == 0][["score_gland", "score_stroma"]], own, atol=1e-6)
+    expected = alone.scores.query("slide == 's0' and not smoothed")[["score_gland", "score_stroma"]].to_numpy()
+    np.testing.assert_allclose(by_draw[by_draw.draw == 0][["score_gland", "score_stroma"]], expected, atol=1e-6)
     assert "published draws" not in alone.text and not (alone.folder / "slides/s0/prompt_draws.parquet").exists()
 
 
-def test_what_cannot_work_is_said_before_a_model_is_loaded(models: Path, slides: Path, tmp_path: Path) -> None:
+def test_invalid_options_are_errors_before_a_model_is_loaded(models: Path, slides: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no scoring model is given"):
         clipit.score_slides(slides, tmp_path)
     with pytest.raises(DataError, match="unknown prompt set 'nothing'"):
@@ -302,20 +306,20 @@ def test_what_cannot_work_is_said_before_a_model_is_loaded(models: Path, slides:
         clipit.tile_slides(slides.parent / "s4.tiff", tmp_path)
 
 
-def test_a_table_may_lack_labels(models: Path, slides: Path, tmp_path: Path) -> None:
+def test_tables_without_labels(models: Path, slides: Path, tmp_path: Path) -> None:
     with (tmp_path / "some.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["slide"], ["s0"], ["s1"]])
-    left = tmp_path / "out" / ".slide_scores.csv.99999999.tmp"  # of a killed process
-    left.parent.mkdir()
-    left.write_text("half")
+    leftover = tmp_path / "out" / ".slide_scores.csv.99999999.tmp"  # leftover of a killed process
+    leftover.parent.mkdir()
+    leftover.write_text("half")
     result = clipit.score_slides(
         tmp_path / "some.csv", tmp_path / "out", classifier=models / "run", images=slides.parent
     )
     assert set(result.scores["slide"]) == {"s0", "s1"} and not (tmp_path / "out/slide_metrics.csv").exists()
-    assert not left.exists()
+    assert not leftover.exists()
 
 
-def test_other_options_replace_tiles_and_the_same_ones_keep_them(slides: Path, tmp_path: Path) -> None:
+def test_tiles_are_replaced_only_if_the_options_change(slides: Path, tmp_path: Path) -> None:
     slide, folder = slides.parent / "s0.tiff", tmp_path / "slides/s0"
 
     def tile(pixels: int, *extras: Literal["png", "h5"]) -> set[str]:
@@ -324,7 +328,7 @@ def test_other_options_replace_tiles_and_the_same_ones_keep_them(slides: Path, t
         return {path.stem for path in folder.glob("tiles/*.png")}
 
     small = tile(32, "png", "h5")
-    (folder / ".grid.parquet.999999999.tmp").write_bytes(b"of a killed process")
+    (folder / ".grid.parquet.999999999.tmp").write_bytes(b"leftover")
     written = (folder / "grid.parquet").stat().st_mtime_ns
     assert tile(32, "png") == small and (folder / "grid.parquet").stat().st_mtime_ns == written
     large = tile(64, "png")
@@ -332,9 +336,7 @@ def test_other_options_replace_tiles_and_the_same_ones_keep_them(slides: Path, t
     assert not (folder / "coords.h5").exists()
 
 
-def test_damaged_tiles_are_counted_and_the_rest_is_tiled_scored_and_mapped(
-    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_tiles_are_skipped_and_counted(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_slide(tmp_path / "s.tiff", picture(), levels=3)
     damage_tile(path, 200, 140)  # x 192 to 256, y 128 to 192; the coarser levels are intact
     caplog.set_level("INFO")
@@ -349,7 +351,7 @@ def test_damaged_tiles_are_counted_and_the_rest_is_tiled_scored_and_mapped(
     assert (tmp_path / "maps/slides/s/index.html").is_file()
 
 
-def test_maps_and_metrics_of_earlier_scores_do_not_remain(models: Path, slides: Path, tmp_path: Path) -> None:
+def test_maps_and_metrics_of_earlier_scores_are_deleted(models: Path, slides: Path, tmp_path: Path) -> None:
     pd.read_csv(slides).iloc[:1].to_csv(slides.parent / "one.csv", index=False)
     clipit.score_slides(slides.parent / "one.csv", tmp_path, classifier=models / "run", maps=True, top=1)
     folder = tmp_path / "slides/s0"
@@ -360,25 +362,25 @@ def test_maps_and_metrics_of_earlier_scores_do_not_remain(models: Path, slides: 
     assert not (tmp_path / "slide_metrics.csv").exists()
 
 
-def test_a_slide_that_disappears_is_listed_and_the_others_are_scored(
+def test_a_slide_deleted_during_scoring_is_listed_and_the_others_are_scored(
     models: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("s0", "s1"):
         shutil.copy(slides.parent / f"{name}.tiff", tmp_path)
 
-    def gone(prepared: Sequence[PreparedSlide], *rest: Any) -> list[FailedSlide]:
+    def delete_and_score(prepared: Sequence[PreparedSlide], *rest: Any) -> list[FailedSlide]:
         (tmp_path / "s0.tiff").unlink(missing_ok=True)
         return score_tiles(prepared, *rest)
 
     score_tiles = tile_scores.score_tiles
-    monkeypatch.setattr("clipit.slide_tasks.score.score_tiles", gone)
+    monkeypatch.setattr("clipit.slide_tasks.score.score_tiles", delete_and_score)
     result = clipit.score_slides([tmp_path / "s0.tiff", tmp_path / "s1.tiff"], tmp_path, classifier=models / "run")
     assert result.slides["reason"].fillna("").tolist() == ["no such slide", ""]
     assert set(result.scores["slide"]) == {"s1"}
 
 
 @pytest.mark.parametrize("module", ["tile_scores", "map"])
-def test_a_full_disk_is_an_error_after_which_the_command_resumes(
+def test_a_command_resumes_after_a_full_disk(
     module: str, models: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
@@ -394,7 +396,7 @@ def test_a_full_disk_is_an_error_after_which_the_command_resumes(
     assert (tmp_path / "slides/s0/tiles.parquet").is_file()
 
 
-def test_patients_of_a_table_that_differ_in_spelling_only_are_refused(tmp_path: Path) -> None:
+def test_patients_that_differ_only_in_spelling_are_an_error(tmp_path: Path) -> None:
     for number in range(2):
         write_slide(tmp_path / f"s{number}.tiff", picture(), levels=1)
     table = tmp_path / "slides.csv"
@@ -409,7 +411,7 @@ def test_patients_of_a_table_that_differ_in_spelling_only_are_refused(tmp_path: 
     assert any("'p-1' and 'p1'" in note for note in list_inputs([table]).notes)
 
 
-def test_a_file_that_was_deleted_is_written_again(models: Path, tmp_path: Path) -> None:
+def test_deleted_files_are_rewritten(models: Path, tmp_path: Path) -> None:
     path = write_slide(tmp_path / "s.tiff", picture(200, 200), levels=1)
     grids: dict[str, Any] = {"tile_mpp": 1.0, "tile_pixels": 32}
     clipit.tile_slides(path, tmp_path / "tiles", **grids)
@@ -423,7 +425,7 @@ def test_a_file_that_was_deleted_is_written_again(models: Path, tmp_path: Path) 
     assert [file.name for file in deleted if not file.is_file()] == []
 
 
-def test_areas_that_qupath_ignores_are_cut_out_of_the_contours(tmp_path: Path) -> None:
+def test_ignored_qupath_annotations_are_excluded_from_contours(tmp_path: Path) -> None:
     path, contours = write_slide(tmp_path / "s.tiff", picture(), levels=1), tmp_path / "s.geojson"
     whole, left = ([[0, 0], [right, 0], [right, 400], [0, 400], [0, 0]] for right in (600, 320))
 
@@ -444,7 +446,7 @@ def test_areas_that_qupath_ignores_are_cut_out_of_the_contours(tmp_path: Path) -
     assert tile("Ignore*", "part")["x"].min() == 320
 
 
-def test_two_contour_files_for_a_slide_are_refused(tmp_path: Path) -> None:
+def test_two_contour_files_for_a_slide_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "contours").mkdir()
     ring = [[0, 0], [600, 0], [600, 400], [0, 400], [0, 0]]
     for name in ("a.geojson", "b.json", "b.geojson"):
@@ -455,7 +457,7 @@ def test_two_contour_files_for_a_slide_are_refused(tmp_path: Path) -> None:
             clipit.tile_slides(slides, tmp_path / "out", contours=tmp_path / "contours", tile_mpp=1.0, tile_pixels=32)
 
 
-def test_coordinates_for_qupath_begin_at_the_scanned_area(
+def test_qupath_coordinates_are_relative_to_the_scanned_area(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_slide(tmp_path / "s.tiff", picture(), levels=1)
@@ -470,7 +472,7 @@ def test_coordinates_for_qupath_begin_at_the_scanned_area(
     clipit.tile_slides(path, tmp_path / "tiles", **tiles)
     outlines = tmp_path / "tiles/slides/s/tissue.geojson"
     corners = read_contours(outlines, 600, 400)[0].exterior
-    assert np.abs(corners.min(axis=0) - (100 - 90, 80 - 70)).max() <= 8  # the tissue begins at x 100, y 80
+    assert np.abs(corners.min(axis=0) - (100 - 90, 80 - 70)).max() <= 8  # the tissue starts at x = 100, y = 80
     clipit.tile_slides(path, tmp_path / "again", contours=outlines, **tiles)
     first, second = (pd.read_parquet(tmp_path / name / "slides/s/grid.parquet") for name in ("tiles", "again"))
     assert first["id"].tolist() == second["id"].tolist()
@@ -483,7 +485,7 @@ def test_coordinates_for_qupath_begin_at_the_scanned_area(
     assert least.tolist() == [first["x"].min() - 90, first["y"].min() - 70]
 
 
-def test_a_second_command_on_a_folder_waits_and_other_tables_are_refused(
+def test_a_second_command_waits_and_folders_of_other_commands_are_an_error(
     models: Path, slides: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -504,7 +506,7 @@ def test_a_second_command_on_a_folder_waits_and_other_tables_are_refused(
     assert contents(tmp_path / "scores", "slides.csv") == before
 
 
-def test_heat_maps_in_a_folder_of_slides_are_no_slides(mapped: SlidesResult, slides: Path, tmp_path: Path) -> None:
+def test_heat_maps_in_a_folder_are_not_listed_as_slides(mapped: SlidesResult, slides: Path, tmp_path: Path) -> None:
     shutil.copy(slides.parent / "s0.tiff", tmp_path)
     for name in ("s1", "s2"):
         (tmp_path / "maps" / name).mkdir(parents=True)
@@ -512,7 +514,7 @@ def test_heat_maps_in_a_folder_of_slides_are_no_slides(mapped: SlidesResult, sli
     assert [slide.name for slide in list_inputs([tmp_path]).slides] == ["s0"]
 
 
-def test_inputs_that_are_no_slides_are_refused_by_name(slides: Path, tmp_path: Path) -> None:
+def test_inputs_that_are_not_slides_are_errors(slides: Path, tmp_path: Path) -> None:
     (tmp_path / "slides.xlsx").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"slide tables in \.xlsx format are not supported"):
         list_inputs([tmp_path / "slides.xlsx"])
@@ -532,7 +534,7 @@ def test_label_and_macro_images_are_never_read(
         assert {"label", "macro"} & set(slide.associated_images)
 
     def refused(self: object) -> None:
-        raise AssertionError("associated images are read")
+        raise AssertionError("associated images were read")
 
     monkeypatch.setattr(openslide.OpenSlide, "associated_images", property(refused))
     options: dict[str, Any] = {"tile_mpp": 8.0, "tile_pixels": 32}
@@ -541,9 +543,7 @@ def test_label_and_macro_images_are_never_read(
     assert (result.folder / "slides" / real_slide.stem / "index.html").is_file()
 
 
-def test_labels_that_are_no_class_are_found_before_anything_is_scored(
-    models: Path, slides: Path, tmp_path: Path
-) -> None:
+def test_unknown_labels_are_an_error_before_anything_is_scored(models: Path, slides: Path, tmp_path: Path) -> None:
     table = pd.read_csv(slides)
     table["label"] = table["label"].replace("stroma", "stomra")
     table.to_csv(tmp_path / "typo.csv", index=False)
@@ -552,7 +552,7 @@ def test_labels_that_are_no_class_are_found_before_anything_is_scored(
     assert not list((tmp_path / "out").glob("slides/*"))
 
 
-def test_slides_of_unknown_patients_are_counted_as_such(models: Path, slides: Path, tmp_path: Path) -> None:
+def test_slides_of_unknown_patients_are_counted(models: Path, slides: Path, tmp_path: Path) -> None:
     pd.read_csv(slides).drop(columns="group").to_csv(tmp_path / "alone.csv", index=False)
     result = clipit.score_slides(
         tmp_path / "alone.csv", tmp_path / "out", classifier=models / "run", images=slides.parent

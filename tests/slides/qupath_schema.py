@@ -1,4 +1,4 @@
-"""JSON schema of what QuPath 0.4 and later read as objects from GeoJSON, and a reader that also checks the rings."""
+"""JSON schema of GeoJSON objects accepted by QuPath 0.4 and later, and a reader that validates files against it."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ _FEATURE = {
                 "isLocked": {"type": "boolean"},
                 "classification": {
                     "type": "object",
-                    "required": ["name", "color"],  # a class with a name, but no colour, is refused
+                    "required": ["name", "color"],  # QuPath rejects a class with a name but no colour
                     "additionalProperties": False,
                     "properties": {"name": {"type": "string", "pattern": r"^[^\n]*\S[^\n]*$"}, "color": _COLOUR},
                 },
@@ -54,7 +54,7 @@ SCHEMA = {
 
 
 def features_for_qupath(path: Path) -> list[dict[str, Any]]:
-    """The features of a file, after all checks: schema, closed rings, distinct ids."""
+    """Features of a file, after checking its schema, closed rings and unique ids."""
     collection = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     jsonschema.validate(collection, SCHEMA)
     features: list[dict[str, Any]] = collection["features"]
@@ -67,4 +67,4 @@ def features_for_qupath(path: Path) -> list[dict[str, Any]]:
 
 
 def _refuse(constant: str) -> float:
-    raise AssertionError(f"{constant} is no JSON")
+    raise AssertionError(f"{constant} is not valid JSON")

@@ -1,4 +1,4 @@
-"""Deflate-compressed tiles of slides: a tile whose checksum is wrong is an error, and leaves the others readable."""
+"""Deflate-compressed tiles of slides: a wrong checksum is an error, and other tiles stay readable."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from clipit.slides.opening import open_slide
 from clipit.slides.reading import read_tile
 
 
-def flip(path: Path, level: int, index: int) -> None:
-    """Flip a bit of the checksum at the end of a tile, so that openslide decodes the right pixels without an error."""
+def flip_checksum_bit(path: Path, level: int, index: int) -> None:
+    """Flip a bit of the checksum at the end of a tile; openslide still decodes its pixels without an error."""
     with tifffile.TiffFile(path) as file:
         page = file.pages[level]
         last = page.dataoffsets[index] + page.databytecounts[index] - 1
@@ -27,11 +27,11 @@ def flip(path: Path, level: int, index: int) -> None:
 
 @pytest.fixture
 def slide(tmp_path: Path) -> Path:
-    """Three levels of 600 x 400, 300 x 200 and 150 x 100 pixels, in tiles of 64."""
+    """A slide with levels of 600 x 400, 300 x 200 and 150 x 100 pixels in tiles of 64 pixels."""
     return write_slide(tmp_path / "s.tiff", picture(), levels=3)
 
 
-def test_pixels_are_those_of_the_picture(slide: Path) -> None:
+def test_pixels_of_all_levels(slide: Path) -> None:
     opened = open_slide(slide)
     for number, level in enumerate(levels_of(picture(), 3)):
         whole = opened.read_region(0, 0, number, level.shape[1], level.shape[0])
@@ -41,15 +41,15 @@ def test_pixels_are_those_of_the_picture(slide: Path) -> None:
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_a_wrong_checksum_is_an_error_of_the_regions_that_contain_the_tile(slide: Path, level: int) -> None:
+def test_regions_with_a_wrong_checksum_are_an_error(slide: Path, level: int) -> None:
     columns = -(-(600 >> level) // 64)
-    flip(slide, level, columns + 1)  # pixels 64 to 128 of its level, in both directions
+    flip_checksum_bit(slide, level, columns + 1)  # pixels 64 to 128 of the level in both directions
     opened, scale = open_slide(slide), 2**level
     for left, top, size, is_damaged in (
         (64, 64, 64, True), (0, 0, 65, True), (127, 90, 10, True), (0, 0, 64, False), (128, 64, 20, False),
         (64, 0, 64, False), (0, 64, 64, False),
     ):  # fmt: skip
-        for _ in range(2):  # the second time as well
+        for _ in range(2):  # the second read fails as well
             if is_damaged:
                 with pytest.raises(ImageError, match=f"tile {columns + 1} of the slide is damaged"):
                     opened.read_region(left * scale, top * scale, level, size, size)
@@ -72,22 +72,22 @@ def test_tiles_are_verified_once(slide: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_wrong_checksum_in_ome_tiffs_and_flat_images(tmp_path: Path) -> None:
-    """tifffile verifies them itself."""
+    """Checksums of these files are verified by tifffile."""
     path = tmp_path / "a.ome.tif"
     tifffile.imwrite(path, picture(), tile=(64, 64), photometric="rgb", compression="zlib", ome=True)
-    flip(path, 0, 11)  # row 1, column 1
+    flip_checksum_bit(path, 0, 11)  # row 1, column 1
     opened = open_slide(path)
     with pytest.raises(ImageError, match="cannot decode a tile of the OME-TIFF"):
         opened.read_region(64, 64, 0, 64, 64)
     assert opened.read_region(0, 0, 0, 64, 64).size == (64, 64)
     path = tmp_path / "flat.tif"
     tifffile.imwrite(path, picture(), rowsperstrip=64, photometric="rgb", compression="zlib")
-    flip(path, 0, 2)
+    flip_checksum_bit(path, 0, 2)
     with pytest.raises(DataError, match="strip or tile 2 of the TIFF are damaged"):
         open_slide(path)
 
 
-def test_other_files_have_no_such_levels(slide: Path, tmp_path: Path) -> None:
+def test_files_without_deflate_tiles_have_no_deflate_levels(slide: Path, tmp_path: Path) -> None:
     opened = open_slide(slide)
     assert [*deflate_tiles.open_deflate_levels(slide, opened.levels)] == [0, 1, 2]
     path = tmp_path / "lzw.tiff"

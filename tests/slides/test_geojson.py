@@ -1,4 +1,4 @@
-"""Contours from GeoJSON, their masks and outlines, and predictions as QuPath reads them."""
+"""Contours from GeoJSON, their masks and outlines, and predictions written for QuPath."""
 
 import errno
 import json
@@ -48,7 +48,7 @@ def make_grid(
     return SlideGrid("case 1", *size, 0.5, edge, step, *place, np.ones(len(x), dtype=np.float32))
 
 
-def test_what_qupath_and_trident_write_is_read_alike(tmp_path: Path) -> None:
+def test_contours_of_qupath_and_trident(tmp_path: Path) -> None:
     tumour = {"name": "Tumor", "color": [200, 0, 0]}
     of_qupath = feature(polygon(SQUARE, HOLE), objectType="annotation", classification=tumour)
     of_trident = collection(
@@ -79,7 +79,7 @@ def test_contours_of_all_versions_of_qupath_are_shifted(tmp_path: Path, marks: d
     np.testing.assert_array_equal(read.exterior, np.add(SQUARE, (10, 20)))
 
 
-def test_multipolygons_and_collections_give_all_their_polygons(tmp_path: Path) -> None:
+def test_multipolygons_and_geometry_collections(tmp_path: Path) -> None:
     several = {"type": "MultiPolygon", "coordinates": [[SQUARE, HOLE], [TRIANGLE]]}
     nested = {"type": "GeometryCollection", "geometries": [several, polygon(TRIANGLE)]}
     read = contours(tmp_path, collection(feature(nested, name="a part")))
@@ -88,12 +88,12 @@ def test_multipolygons_and_collections_give_all_their_polygons(tmp_path: Path) -
     ]  # fmt: skip
 
 
-def test_an_open_ring_is_closed_and_a_third_coordinate_left_out(tmp_path: Path) -> None:
+def test_open_rings_are_closed_and_third_coordinates_dropped(tmp_path: Path) -> None:
     (read,) = contours(tmp_path, polygon([[*corner, 7.0] for corner in SQUARE[:-1]]))
     np.testing.assert_array_equal(read.exterior, SQUARE)
 
 
-def test_points_lines_and_flat_rings_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_points_and_degenerate_rings_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     flat, point = polygon([[1, 1], [5, 5], [1, 1]]), {"type": "Point", "coordinates": [3, 4]}
     with caplog.at_level(logging.INFO):
         read = contours(tmp_path, [feature(point), feature(None), flat, feature(polygon(SQUARE, [[1, 1], [2, 2]]))])
@@ -102,7 +102,7 @@ def test_points_lines_and_flat_rings_are_left_out_and_counted(tmp_path: Path, ca
     assert "1 x Point" in line and "1 x empty geometry" in line and "1 x hole" in line and "1 x ring" in line
 
 
-def test_missing_cores_of_a_tissue_microarray_are_left_out_and_counted(
+def test_missing_cores_of_a_tissue_microarray_are_dropped_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     missing = (False, "False", True, "True")
@@ -129,23 +129,23 @@ def test_polygons_on_other_focal_planes_are_read_and_counted(tmp_path: Path, cap
     assert "1 geometry lies on a plane other" in caplog.text
 
 
-BAD = {
+INVALID = {
     "not JSON": ("<xml/>", "not JSON"),
     "not JSON, too deep": ("[" * 100_000, "not JSON"),
     "empty": ("", "not JSON"),
     "a list of numbers": ([1, 2], "JSON, but not GeoJSON: int"),
     "another object": ({"tissue": [SQUARE]}, "JSON, but not GeoJSON: type None"),
-    "no list of features": ({"type": "FeatureCollection"}, "no list of features"),
-    "words as coordinates": (polygon([["a", "b"]] * 4), "not a list of coordinate pairs"),
+    "features missing": ({"type": "FeatureCollection"}, "no list of features"),
+    "strings as coordinates": (polygon([["a", "b"]] * 4), "not a list of coordinate pairs"),
     "numbers as coordinates": (polygon([1, 2, 3, 4]), "not a list of coordinate pairs"),
-    "a text as a corner": (polygon([*SQUARE[:2], "300", *SQUARE[3:]]), "not a list of coordinate pairs"),
-    "texts as numbers": (polygon([[str(x), y] for x, y in SQUARE]), "not a list of coordinate pairs"),
-    "a truth value as a number": (polygon([*SQUARE[:2], [True, 400], *SQUARE[3:]]), "not a list of coordinate pairs"),
+    "a string as a corner": (polygon([*SQUARE[:2], "300", *SQUARE[3:]]), "not a list of coordinate pairs"),
+    "strings as numbers": (polygon([[str(x), y] for x, y in SQUARE]), "not a list of coordinate pairs"),
+    "a boolean as a number": (polygon([*SQUARE[:2], [True, 400], *SQUARE[3:]]), "not a list of coordinate pairs"),
     "a hole outside the slide": (polygon(SQUARE, [[9000, 250], *HOLE[1:4], [9000, 250]]), "file of a different slide"),
     "not finite": ('{"type": "Polygon", "coordinates": [[[1, NaN], [2, 3], [5, 9], [1, 2]]]}', "not finite"),
-    "nothing": (collection(), "no polygon"),
+    "no features": (collection(), "no polygon"),
     "points only": (feature({"type": "Point", "coordinates": [3, 4]}), "no polygon"),
-    "shares": (polygon([[0.1, 0.1], [0.9, 0.1], [0.9, 1.0], [0.1, 0.1]]), r"at most 1(.|\n)*1000 x 800"),
+    "relative coordinates": (polygon([[0.1, 0.1], [0.9, 0.1], [0.9, 1.0], [0.1, 0.1]]), r"at most 1(.|\n)*1000 x 800"),
     "a different slide": (polygon([[100, 100], [1011, 100], [900, 300], [100, 100]]), "file of a different slide"),
     "left of the slide": (polygon([[-11, 100], [900, 100], [900, 300], [-11, 100]]), "file of a different slide"),
     "degrees": (
@@ -155,15 +155,15 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_bad_contours_are_refused_with_the_reason(tmp_path: Path, what: str) -> None:
-    value, message = BAD[what]
-    with pytest.raises(DataError, match=message) as refused:
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_contours_are_errors(tmp_path: Path, case: str) -> None:
+    value, message = INVALID[case]
+    with pytest.raises(DataError, match=message) as error:
         contours(tmp_path, value)
-    assert "contours.geojson" in str(refused.value)
+    assert "contours.geojson" in str(error.value)
 
 
-def test_unreadable_contour_files_are_refused(tmp_path: Path) -> None:
+def test_unreadable_contour_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such contour file(?s:.*) is empty"):
         read_contours(tmp_path / "missing.geojson", 10, 10)
     (tmp_path / "bytes.geojson").write_bytes(b"\x89PNG\xff")
@@ -176,7 +176,9 @@ def test_contours_within_one_percent_of_the_border_are_accepted(tmp_path: Path) 
     assert rasterise([read], (8, 10), 100.0).shape == (8, 10)
 
 
-def test_contours_in_the_upper_left_corner_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_contours_confined_to_the_upper_left_corner_trigger_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     contours(tmp_path, polygon(SQUARE), 40_000, 30_000)
     assert "upper left 2%" in caplog.text
@@ -192,7 +194,7 @@ def test_a_pixel_is_set_if_its_centre_is_inside() -> None:
     np.testing.assert_array_equal(rasterise([Polygon(just_beyond)], (2, 4), 10.0), [[1, 1, 1, 0], [0, 0, 0, 0]])
 
 
-def test_a_centre_on_a_common_border_belongs_to_exactly_one_polygon() -> None:
+def test_a_centre_on_a_shared_border_belongs_to_exactly_one_polygon() -> None:
     corners = np.array([[5.0, 5.0], [35.0, 15.0], [45.0, 45.0], [15.0, 35.0], [5.0, 5.0]])
     middle = np.array([25.0, 25.0])
     parts = [Polygon(np.array([a, b, middle, a])) for a, b in pairwise(corners)]
@@ -200,7 +202,7 @@ def test_a_centre_on_a_common_border_belongs_to_exactly_one_polygon() -> None:
     np.testing.assert_array_equal(sum(mask.astype(int) for mask in masks), rasterise([Polygon(corners)], (5, 5), 10.0))
 
 
-def test_the_mask_is_that_of_a_slow_check_of_every_centre() -> None:
+def test_rasterise_matches_matplotlib() -> None:
     from matplotlib.path import Path as Outline
 
     rng = np.random.default_rng(0)
@@ -216,7 +218,7 @@ def test_the_mask_is_that_of_a_slow_check_of_every_centre() -> None:
     assert 100 < wanted.sum() < 1500
 
 
-def test_a_hole_of_one_polygon_does_not_cut_another() -> None:
+def test_holes_do_not_affect_other_polygons() -> None:
     square = Polygon(np.array(SQUARE, dtype=float), (np.array(HOLE, dtype=float),))
     filling = Polygon(np.array(HOLE, dtype=float))
     assert rasterise([square], (80, 100), 10.0).sum() == 400 - 25
@@ -229,7 +231,7 @@ def is_simple(ring: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_outlines_of_a_mask_give_the_mask_back_and_no_ring_touches_itself(seed: int) -> None:
+def test_traced_outlines_reproduce_the_mask_with_simple_rings(seed: int) -> None:
     mask = np.random.default_rng(seed).random((23, 31)) < (0.3, 0.5, 0.6, 0.8)[seed]
     outlines = trace(mask, 3.5)
     np.testing.assert_array_equal(rasterise(outlines, mask.shape, 3.5), mask)
@@ -238,7 +240,7 @@ def test_outlines_of_a_mask_give_the_mask_back_and_no_ring_touches_itself(seed: 
     assert all(is_simple(ring) and (ring[0] == ring[-1]).all() for ring in rings)
 
 
-def test_outlines_have_the_holes_of_their_own_part() -> None:
+def test_holes_belong_to_the_outline_around_them() -> None:
     mask = np.zeros((9, 9), dtype=bool)
     mask[1:8, 1:8] = True
     mask[2:7, 2:7] = False
@@ -254,7 +256,7 @@ CLASSES = ["tumour", 'fat "100%"\n</script>', "stroma"]
 COLOURS = ["#0072B2", "#D55E00", "#009E73"]
 
 
-def test_tiles_are_objects_of_their_class_with_all_probabilities(tmp_path: Path) -> None:
+def test_tiles_are_written_with_class_and_probabilities(tmp_path: Path) -> None:
     grid = make_grid([0, 100, 900], [0, 0, 700])
     scores = np.array([[0.7, 0.2, 0.1], [1e-7, 0.9, 0.1], [0.3, 0.3, 0.4]], dtype=np.float32)
     write_tiles_geojson(tmp_path / "tiles.geojson", grid, CLASSES, scores, COLOURS)
@@ -272,10 +274,10 @@ def test_tiles_are_objects_of_their_class_with_all_probabilities(tmp_path: Path)
     assert {one.area for one in read} == {100.0 * 100.0}
     first = (tmp_path / "tiles.geojson").read_bytes()
     write_tiles_geojson(tmp_path / "tiles.geojson", grid, CLASSES, scores, COLOURS)
-    assert (tmp_path / "tiles.geojson").read_bytes() == first, "ids are the same in every run"
+    assert (tmp_path / "tiles.geojson").read_bytes() == first, "ids are deterministic"
 
 
-def test_more_tiles_than_are_written_at_once_are_all_there(tmp_path: Path) -> None:
+def test_tiles_are_written_completely_in_several_blocks(tmp_path: Path) -> None:
     x, y = (values.ravel().tolist() for values in np.meshgrid(np.arange(70) * 10, np.arange(80) * 10))
     grid, scores = make_grid(x, y, 10, 10.0), np.random.default_rng(0).dirichlet([1, 1, 1], 5600)
     write_tiles_geojson(tmp_path / "tiles.geojson", grid, CLASSES, scores, COLOURS)
@@ -283,7 +285,7 @@ def test_more_tiles_than_are_written_at_once_are_all_there(tmp_path: Path) -> No
     assert [one["properties"]["name"] for one in features] == grid.ids
 
 
-def test_regions_are_the_connected_cells_of_a_class(tmp_path: Path) -> None:
+def test_regions_are_connected_cells_of_a_class(tmp_path: Path) -> None:
     columns, rows = np.meshgrid(np.arange(4), np.arange(3))
     x, y = (columns.ravel() * 100).tolist(), (rows.ravel() * 100).tolist()
     best = np.array([[0, 0, 0, 2], [0, 1, 0, 2], [0, 0, 0, 0]]).ravel()
@@ -304,7 +306,7 @@ def test_regions_are_the_connected_cells_of_a_class(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rasterise(outlines[:1], (3, 4), 100.0), best.reshape(3, 4) == 0)
 
 
-def test_regions_of_overlapping_tiles_follow_their_mean(tmp_path: Path) -> None:
+def test_regions_of_overlapping_tiles_use_mean_scores(tmp_path: Path) -> None:
     grid = make_grid([0, 50, 100], [0, 0, 0], edge=100, step=50.0, size=(200, 100))
     scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]])
     means = heat_map(grid, scores, grid.step)
@@ -325,14 +327,14 @@ def test_tissue_polygons_are_written_and_read_back(tmp_path: Path) -> None:
     assert {one.name for one in read} == {"Tissue"}
 
 
-def test_a_slide_without_a_tile_gives_empty_files(tmp_path: Path) -> None:
+def test_a_slide_without_tiles_gives_empty_files(tmp_path: Path) -> None:
     grid, scores = make_grid([], []), np.zeros((0, 3))
     for write in (write_tiles_geojson, write_regions_geojson):
         write(tmp_path / "empty.geojson", grid, CLASSES, scores, COLOURS)
         assert features_for_qupath(tmp_path / "empty.geojson") == []
 
 
-def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+def test_non_finite_scores_are_an_error(tmp_path: Path) -> None:
     grid, scores = make_grid([0, 100], [0, 0]), np.array([[0.5, 0.5, 0.0], [np.nan, 0.5, 0.5]])
     for write in (write_tiles_geojson, write_regions_geojson):
         with pytest.raises(DataError, match=r"1 tile has scores that are not finite numbers(.|\n)*case 1@100,0,100"):
@@ -340,7 +342,7 @@ def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_gives_a_clear_error_and_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""JPEG tiles are decoded as openslide decodes them, once each, and damaged ones are errors."""
+"""JPEG tiles match openslide, are decoded once each, and are errors if damaged."""
 
 import io
 import os
@@ -27,7 +27,7 @@ LEVELS = [(300, 200), (150, 100)]
 
 
 def jpegs(*, rgb: bool = False) -> Callable[[int, int, int], bytes]:
-    """Tiles of a noisy picture as JPEG, by level, row and column."""
+    """Function that encodes the tile of a noisy picture at a level, row and column as JPEG."""
     rng = np.random.default_rng(0)
     noisy = (picture(320, 256).astype(int) + rng.integers(-40, 40, (256, 320, 3))).clip(0, 255).astype(np.uint8)
     whole = Image.fromarray(noisy)
@@ -55,16 +55,18 @@ def assert_equals_openslide(path: Path, levels: int) -> None:
 
 
 @pytest.mark.parametrize("rgb", [False, True])
-def test_pixels_are_those_of_openslide_and_white_outside(tmp_path: Path, rgb: bool) -> None:
+def test_pixels_match_openslide_and_are_white_outside(tmp_path: Path, rgb: bool) -> None:
     assert_equals_openslide(write_jpeg_slide(tmp_path / "s.tif", LEVELS, jpegs(rgb=rgb), edge=EDGE, rgb=rgb), 2)
 
 
-@pytest.mark.skipif(not os.environ.get("CLIPIT_TEST_DATA"), reason="CLIPIT_TEST_DATA is not set: no real slide here")
-def test_pixels_of_a_real_slide_with_shared_tables_are_those_of_openslide() -> None:
+@pytest.mark.skipif(
+    not os.environ.get("CLIPIT_TEST_DATA"), reason="CLIPIT_TEST_DATA is not set: no real slide to test with"
+)
+def test_pixels_of_a_real_slide_with_shared_tables_match_openslide() -> None:
     assert_equals_openslide(Path(os.environ["CLIPIT_TEST_DATA"]) / "slides/CMU-1-Small-Region.svs", 1)
 
 
-def test_other_compressions_and_slides_with_gaps_are_left_to_openslide(tmp_path: Path) -> None:
+def test_other_compressions_and_slides_with_gaps_are_read_by_openslide(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "deflate.tiff", picture(), levels=2)
     assert open_jpeg_levels(path, open_slide(path).levels) == {}
     tile = jpegs()
@@ -76,8 +78,8 @@ def test_other_compressions_and_slides_with_gaps_are_left_to_openslide(tmp_path:
     assert open_jpeg_levels(tmp_path / "no.tif", []) == {}
 
 
-def test_corrupt_data_in_the_middle_of_a_tile_are_an_error(tmp_path: Path) -> None:
-    """Pillow and openslide return wrong pixels for them, without an error."""
+def test_corrupt_data_in_the_middle_of_a_tile_is_an_error(tmp_path: Path) -> None:
+    """Pillow and openslide return wrong pixels for such tiles without an error."""
     pytest.importorskip("simplejpeg")
     tile = jpegs()
     middle = len(tile(0, 1, 1)) // 2
@@ -91,7 +93,7 @@ def test_corrupt_data_in_the_middle_of_a_tile_are_an_error(tmp_path: Path) -> No
     assert read_tile(slide, 0, 0, float(EDGE), EDGE).size == (EDGE, EDGE)
 
 
-def test_a_damaged_tile_is_an_error_that_leaves_the_others_readable(tmp_path: Path) -> None:
+def test_a_damaged_tile_is_an_error_and_others_stay_readable(tmp_path: Path) -> None:
     tile = jpegs()
     other = io.BytesIO()
     Image.new("RGB", (2 * EDGE, EDGE)).save(other, "JPEG")
@@ -126,7 +128,7 @@ def test_threads_decode_each_tile_once(tmp_path: Path, monkeypatch: pytest.Monke
         assert np.array_equal(np.asarray(tile), np.asarray(whole.crop((x, y, x + 50, y + 50))))
 
 
-def test_the_cache_is_bounded_and_drops_what_was_not_used_for_longest() -> None:
+def test_the_cache_is_bounded_and_evicts_the_least_recently_used_tile() -> None:
     cache = TileCache(3 * 4 * 10 * 10)
     for number in (0, 1, 2, 0, 3):
         cache.get((0, number), lambda: Image.new("RGB", (10, 10)))

@@ -1,4 +1,4 @@
-"""Slides are opened in real formats; what cannot be read, or states no resolution, is explained."""
+"""Opening of slides in several formats, their resolution, and errors for files that cannot be read."""
 
 import io
 import os
@@ -27,7 +27,6 @@ REAL = "slides"
 
 @pytest.fixture
 def real_data() -> Path:
-    """Folder of real data."""
     place = os.environ.get("CLIPIT_TEST_DATA")
     if not place:
         pytest.skip("CLIPIT_TEST_DATA is not set: no real slides to test with")
@@ -35,7 +34,7 @@ def real_data() -> Path:
 
 
 @pytest.mark.parametrize("kind", ["generic", "ome", "png"])
-def test_a_region_has_the_pixels_of_the_picture_at_its_level(kind: str, tmp_path: Path) -> None:
+def test_pixels_of_regions_at_their_level(kind: str, tmp_path: Path) -> None:
     pixels = picture()
     if kind == "generic":
         slide = open_slide(write_slide(tmp_path / "a.tiff", pixels, mpp=0.5))
@@ -59,11 +58,11 @@ def test_a_region_has_the_pixels_of_the_picture_at_its_level(kind: str, tmp_path
 def test_pixels_outside_the_scanned_area_are_white() -> None:
     image = Image.new("RGBA", (2, 1), (10, 20, 30, 255))
     image.putpixel((1, 0), (0, 0, 0, 0))
-    shown = over_white(image)
-    assert [shown.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (255, 255, 255)]
+    composed = over_white(image)
+    assert [composed.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (255, 255, 255)]
 
 
-def test_files_that_are_no_slides_are_explained(tmp_path: Path) -> None:
+def test_files_that_are_not_slides_are_errors(tmp_path: Path) -> None:
     (tmp_path / "empty.svs").write_bytes(b"")
     (tmp_path / "bytes.svs").write_bytes(b"no slide at all" * 50)
     Image.fromarray(picture()).save(tmp_path / "photo.jpg")
@@ -75,7 +74,7 @@ def test_files_that_are_no_slides_are_explained(tmp_path: Path) -> None:
     (tmp_path / "cut.tiff").write_bytes(whole.read_bytes()[:3000])
     (tmp_path / "alone.mrxs").write_bytes(b"\xff\xd8\xff")
     shutil.copy(whole, tmp_path / "olympus.vsi")
-    for name, words in {
+    for name, message in {
         "olympus.vsi": "VSI slides .Olympus. cannot be read",
         "missing.svs": "no such slide",
         "empty.svs": "the file is empty",
@@ -87,19 +86,19 @@ def test_files_that_are_no_slides_are_explained(tmp_path: Path) -> None:
         "cut.tiff": "cannot be read as a slide: the file is damaged or truncated",
         "alone.mrxs": "the folder alone with the pixels of the slide is missing",
     }.items():
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=message):
             open_slide(tmp_path / name)
 
 
 @pytest.mark.parametrize(("kind", "channels"), [("ycbcr", 3), ("cielab", 3), ("separated", 4)])
-def test_other_colours_of_an_ome_tiff_are_not_taken_for_rgb(kind: str, channels: int, tmp_path: Path) -> None:
+def test_other_colour_spaces_of_an_ome_tiff_are_an_error(kind: str, channels: int, tmp_path: Path) -> None:
     pixels = np.full((64, 64, channels), 120, np.uint8)
     tifffile.imwrite(tmp_path / "a.ome.tiff", pixels, photometric=kind, tile=(64, 64), metadata={"axes": "YXS"})
     with pytest.raises(DataError, match=rf"stored as {kind.upper()}, not as RGB"):
         open_slide(tmp_path / "a.ome.tiff")
 
 
-def test_pixels_that_are_not_square_are_refused(tmp_path: Path) -> None:
+def test_pixels_that_are_not_square_are_an_error(tmp_path: Path) -> None:
     sizes = {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.25}
     tifffile.imwrite(tmp_path / "a.ome.tiff", picture(), photometric="rgb", tile=(64, 64), metadata=sizes)
     per_centimetre = {"resolution": (20000, 40000), "resolutionunit": "CENTIMETER"}
@@ -115,7 +114,7 @@ def test_resolutions_of_a_tiff_that_differ_by_rounding_are_averaged(tmp_path: Pa
     assert open_slide(tmp_path / "a.tif").mpp == pytest.approx(0.25, rel=1e-4)
 
 
-def test_a_tile_of_a_smaller_level_of_an_ome_tiff_begins_at_the_nearest_pixel(tmp_path: Path) -> None:
+def test_regions_of_smaller_ome_tiff_levels_start_at_the_nearest_pixel(tmp_path: Path) -> None:
     pixels = picture(601, 401)
     slide = open_slide(write_ome(tmp_path / "s.ome.tiff", pixels))
     level = levels_of(pixels, 2)[1]
@@ -125,35 +124,35 @@ def test_a_tile_of_a_smaller_level_of_an_ome_tiff_begins_at_the_nearest_pixel(tm
     assert np.array_equal(read, level[60:90, 90:130])
 
 
-def test_the_resolution_comes_from_the_file_or_the_user_and_is_never_assumed(tmp_path: Path) -> None:
-    stated = open_slide(write_slide(tmp_path / "stated.tiff", picture(), mpp=0.5))
-    silent = open_slide(write_slide(tmp_path / "silent.tiff", picture(), mpp=None))
-    printed = open_slide(write_slide(tmp_path / "printed.tiff", picture(), mpp=352.8))
-    assert resolve_mpp(stated, None, "a") == (pytest.approx(0.5), "")
-    assert resolve_mpp(stated, 0.505, "a")[0] == pytest.approx(0.5)
-    assert resolve_mpp(silent, 0.25, "a")[0] == 0.25
+def test_the_resolution_comes_from_the_file_or_the_user(tmp_path: Path) -> None:
+    with_mpp = open_slide(write_slide(tmp_path / "stated.tiff", picture(), mpp=0.5))
+    without_mpp = open_slide(write_slide(tmp_path / "silent.tiff", picture(), mpp=None))
+    print_mpp = open_slide(write_slide(tmp_path / "printed.tiff", picture(), mpp=352.8))
+    assert resolve_mpp(with_mpp, None, "a") == (pytest.approx(0.5), "")
+    assert resolve_mpp(with_mpp, 0.505, "a")[0] == pytest.approx(0.5)
+    assert resolve_mpp(without_mpp, 0.25, "a")[0] == 0.25
     with pytest.raises(DataError, match=r"the table states 0.25 µm per pixel, but the file states 0.5"):
-        resolve_mpp(stated, 0.25, "a")
-    assert resolve_mpp(stated, None, "a", default=0.505) == (pytest.approx(0.5), "")
-    value, note = resolve_mpp(stated, None, "a", default=0.25)
+        resolve_mpp(with_mpp, 0.25, "a")
+    assert resolve_mpp(with_mpp, None, "a", default=0.505) == (pytest.approx(0.5), "")
+    value, note = resolve_mpp(with_mpp, None, "a", default=0.25)
     assert value == pytest.approx(0.5) and note == "the file states 0.5 µm per pixel, used instead of 0.25"
-    assert resolve_mpp(silent, None, "a", default=0.25)[0] == 0.25
-    assert resolve_mpp(silent, 0.3, "a", default=0.25)[0] == 0.3
+    assert resolve_mpp(without_mpp, None, "a", default=0.25)[0] == 0.25
+    assert resolve_mpp(without_mpp, 0.3, "a", default=0.25)[0] == 0.3
     with pytest.raises(DataError, match=r"(?s)neither a plausible pixel size nor a magnif.*`mpp` column"):
-        resolve_mpp(silent, None, "a")
+        resolve_mpp(without_mpp, None, "a")
     with pytest.raises(DataError, match=r"it states 352\.8 µm per pixel, a print resolution"):
-        resolve_mpp(printed, None, "a")
-    silent.magnification = 20.0
-    assert resolve_mpp(silent, None, "a") == (0.5, "0.5 µm per pixel from the objective power of 20")
+        resolve_mpp(print_mpp, None, "a")
+    without_mpp.magnification = 20.0
+    assert resolve_mpp(without_mpp, None, "a") == (0.5, "0.5 µm per pixel from the objective power of 20")
 
 
-def test_values_in_other_units_and_of_flatbed_scanners_are_refused(tmp_path: Path) -> None:
-    silent = open_slide(write_slide(tmp_path / "silent.tiff", picture(), mpp=None))
+def test_resolutions_in_other_units_and_of_flatbed_scanners(tmp_path: Path) -> None:
+    without_mpp = open_slide(write_slide(tmp_path / "silent.tiff", picture(), mpp=None))
     for given, unit in ((250.0, r" \(nanometres"), (0.00025, r" \(millimetres"), (42.3, "")):
         with pytest.raises(DataError, match=rf"(?s)between 0\.05 and 20, not [\d.e-]+{unit}.*correct tiles\.mpp"):
-            resolve_mpp(silent, None, "a", default=given)
+            resolve_mpp(without_mpp, None, "a", default=given)
         with pytest.raises(DataError, match="correct the `mpp` column"):
-            resolve_mpp(silent, given, "a")
+            resolve_mpp(without_mpp, given, "a")
         with pytest.raises(ConfigError, match=f"between 0.05 and 20, not .*{unit}"):
             check_mpp(given)
     scanned = open_slide(write_slide(tmp_path / "flatbed.tiff", picture(), mpp=42.3))
@@ -161,7 +160,7 @@ def test_values_in_other_units_and_of_flatbed_scanners_are_refused(tmp_path: Pat
     assert value == 0.5 and "the file's value of 42.3 is implausible" in note
 
 
-def test_a_resolution_that_is_wrong_by_a_factor_of_ten_is_doubted(tmp_path: Path) -> None:
+def test_implausible_resolutions_are_reported(tmp_path: Path) -> None:
     slide = open_slide(write_slide(tmp_path / "a.tiff", picture(), mpp=0.25))
     slide.levels = [Level(60_000, 40_000, 1.0)]
     assert explain_doubtful_mpp(slide, 0.25, "a") == ""
@@ -179,7 +178,7 @@ def test_a_resolution_that_is_wrong_by_a_factor_of_ten_is_doubted(tmp_path: Path
     assert "power of 40 implies about 0.25" in explain_doubtful_mpp(slide, 2.5, "a")
 
 
-def test_a_dicom_slide_is_opened_by_any_file_of_its_series(tmp_path: Path) -> None:
+def test_a_dicom_slide_can_be_opened_from_any_file_of_its_series(tmp_path: Path) -> None:
     for number, level in enumerate(levels_of(picture(), 2)):
         write_dicom(tmp_path / f"{number}.dcm", level, mpp=0.5 * 2**number)
     assert one_per_slide([tmp_path / "0.dcm", tmp_path / "1.dcm"]) == [tmp_path / "0.dcm"]
@@ -195,7 +194,7 @@ def test_the_name_of_a_slide_has_no_suffix() -> None:
     assert [slide_name(Path(name)) for name in ("a.b.svs", "c.ome.tiff")] == ["a.b", "c"]
 
 
-def test_real_slides_open_and_say_what_they_lack(real_data: Path) -> None:
+def test_real_slides(real_data: Path) -> None:
     aperio = open_slide(real_data / REAL / "CMU-1-Small-Region.svs")
     assert (aperio.levels[0].width, aperio.mpp, aperio.magnification) == (2220, 0.499, 20)
     tcga = open_slide(real_data / REAL / "tcga-cr-7395-01a-01-ts1.svs")
@@ -206,27 +205,25 @@ def test_real_slides_open_and_say_what_they_lack(real_data: Path) -> None:
         open_slide(real_data / REAL / "broken.svs")
 
 
-def test_channels_stacks_and_deep_pixels_are_no_slides(tmp_path: Path) -> None:
+def test_unsupported_channels_stacks_and_bit_depths_are_errors(tmp_path: Path) -> None:
     tiled: dict[str, Any] = {"tile": (64, 64), "metadata": None}
     tifffile.imwrite(tmp_path / "deep.tiff", picture().astype(np.uint16), photometric="rgb", **tiled)
     tifffile.imwrite(tmp_path / "stack.tiff", np.stack([picture()] * 3), photometric="rgb", **tiled)
     five = np.zeros((200, 200, 5), np.uint8)
     tifffile.imwrite(tmp_path / "five.tiff", five, photometric="minisblack", planarconfig="contig", **tiled)
     tifffile.imwrite(tmp_path / "grey.tiff", five[..., 0].astype(np.uint16), photometric="minisblack", **tiled)
-    for name, words in {
+    for name, message in {
         "deep.tiff": "3 channels of 16 bits",
         "grey.tiff": "1 channel of 16 bits",
         "stack.tiff": "a stack of 3 pages of equal size",
         "five.tiff": "5 channels of 8 bits",
     }.items():
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=message):
             open_slide(tmp_path / name)
     assert len(open_slide(write_slide(tmp_path / "pyramid.tiff", picture())).levels) == 3
 
 
-def test_a_slide_that_may_not_be_read_and_what_is_no_file_are_explained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_and_files_without_read_permission_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_slide(tmp_path / "a.tiff", picture())
 
     def forbidden(self: Path, *_: object, **__: object) -> None:
@@ -239,9 +236,9 @@ def test_a_slide_that_may_not_be_read_and_what_is_no_file_are_explained(
         open_slide(path)
 
 
-def test_a_slide_that_is_cut_off_is_not_called_a_tiff_with_the_wrong_name(real_data: Path, tmp_path: Path) -> None:
+def test_a_truncated_slide_is_reported_as_damaged(real_data: Path, tmp_path: Path) -> None:
     whole = (real_data / REAL / "CMU-1-Small-Region.svs").read_bytes()
-    for length in (len(whole) * 9 // 10, len(whole) - 2000):  # of the latter, Pillow warns that its tags are corrupt
+    for length in (len(whole) * 9 // 10, len(whole) - 2000):  # in the latter case Pillow warns about corrupt tags
         (tmp_path / "cut.svs").write_bytes(whole[:length])
         with warnings.catch_warnings(), pytest.raises(DataError, match="the TIFF is damaged, truncated"):
             warnings.simplefilter("error")
@@ -262,7 +259,7 @@ def write_jpeg_ome_tiff(path: Path, pixels: np.ndarray, edge: int = 64) -> Path:
     return path
 
 
-def test_an_ome_tiff_of_jpegs_is_read_with_imagecodecs(tmp_path: Path) -> None:
+def test_a_jpeg_compressed_ome_tiff_is_read_with_imagecodecs(tmp_path: Path) -> None:
     pytest.importorskip("imagecodecs")
     smooth = np.asarray(Image.fromarray(picture(48, 32)).resize((384, 256)))
     slide = open_slide(write_jpeg_ome_tiff(tmp_path / "s.ome.tif", smooth))
@@ -270,7 +267,7 @@ def test_an_ome_tiff_of_jpegs_is_read_with_imagecodecs(tmp_path: Path) -> None:
     assert slide.format == "ome-tiff" and np.abs(read - smooth).mean() < 2
 
 
-def test_a_missing_codec_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_codec_is_not_reported_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "s.ome.tif"
     tifffile.imwrite(path, picture(), tile=(64, 64), photometric="rgb", compression="zlib", ome=True)
     monkeypatch.setattr(tifffile.TIFF, "DECOMPRESSORS", {})
@@ -298,14 +295,14 @@ def test_transparent_pixels_of_an_ome_tiff_are_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("meaning", "channel", "shown"),
     [
-        ("unassalpha", "", (161, 130, 100)),  # 100 * 155 / 255 + 100, and so on
+        ("unassalpha", "", (161, 130, 100)),  # 100 * 155/255 + 255 * 100/255 = 161 for the first channel
         ("assocalpha", "", (200, 150, 100)),
         ("unspecified", "Alpha", (161, 130, 100)),
         ("unspecified", "", (100, 50, 0)),
         ("unspecified", "autofluorescence", (100, 50, 0)),
     ],
 )
-def test_a_fourth_channel_is_transparency_only_if_the_file_says_so(
+def test_a_fourth_channel_is_transparency_only_if_declared(
     meaning: str, channel: str, shown: tuple[int, int, int], kind: str, tmp_path: Path
 ) -> None:
     pixels = np.full((300, 400, 4), (100, 50, 0, 155), np.uint8)
@@ -325,7 +322,7 @@ def test_a_fourth_channel_is_transparency_only_if_the_file_says_so(
 
 
 @pytest.mark.parametrize("kind", ["ome", "generic"])
-def test_an_image_that_is_stored_in_one_part_is_refused_if_it_is_large(
+def test_a_large_image_without_small_tiles_is_an_error(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clipit.slides.tiff_pages._MAX_PIXELS", 1000)
@@ -336,7 +333,7 @@ def test_an_image_that_is_stored_in_one_part_is_refused_if_it_is_large(
         open_slide(path)
 
 
-def test_levels_are_counted_in_ome_tiffs_and_empty_tiles_of_theirs_are_white(tmp_path: Path) -> None:
+def test_levels_are_counted_and_empty_ome_tiff_tiles_are_white(tmp_path: Path) -> None:
     assert count_levels(write_ome(tmp_path / "a.ome.tiff", picture(), levels=3)) == 3
     assert count_levels(write_slide(tmp_path / "b.tiff", picture(), levels=2)) == 2
     (tmp_path / "c.tiff").write_bytes(b"nothing")
@@ -347,7 +344,7 @@ def test_levels_are_counted_in_ome_tiffs_and_empty_tiles_of_theirs_are_white(tmp
 
 
 @pytest.mark.parametrize(
-    ("tag", "value", "words"),
+    ("tag", "value", "message"),
     [
         ("ImageWidth", 0, "is damaged: it has no pixels"),
         ("TileWidth", 0, "is damaged: it has no pixels"),
@@ -355,16 +352,16 @@ def test_levels_are_counted_in_ome_tiffs_and_empty_tiles_of_theirs_are_white(tmp
         ("ImageLength", 90, "has a different shape from the first: 300 x 90 pixels"),
     ],
 )
-def test_a_damaged_level_of_an_ome_tiff_is_named(tag: str, value: int, words: str, tmp_path: Path) -> None:
+def test_a_damaged_level_of_an_ome_tiff_is_an_error(tag: str, value: int, message: str, tmp_path: Path) -> None:
     path = write_ome(tmp_path / "a.ome.tiff", picture())
     with tifffile.TiffFile(path, mode="r+b") as file:
         file.series[0].levels[1].keyframe.tags[tag].overwrite(value)
-    with pytest.raises(DataError, match=f"level 1 of the OME-TIFF {words}"):
+    with pytest.raises(DataError, match=f"level 1 of the OME-TIFF {message}"):
         open_slide(path)
 
 
-def test_a_row_of_a_wide_slide_stays_decoded(tmp_path: Path) -> None:
-    """The slide is overwritten with zeros after its row was read, so that its tiles can only come from the cache."""
+def test_a_row_of_a_wide_slide_stays_cached(tmp_path: Path) -> None:
+    """The file is overwritten with zeros after reading a row, so that its tiles can only come from the cache."""
     path, columns, edge = tmp_path / "wide.tif", 200, 256  # 50 MiB of decoded tiles
     row = np.full((edge, columns * edge, 3), PINK, dtype=np.uint8)
     tifffile.imwrite(path, row, tile=(edge, edge), photometric="rgb", compression="deflate", metadata=None)

@@ -1,4 +1,4 @@
-"""Tiles are read at an exact resolution from the nearest level; tissue, grids and artefacts of slides."""
+"""Reading of tiles at an exact resolution, tissue detection, and grids of slides."""
 
 import pickle
 import time
@@ -26,8 +26,8 @@ from clipit.slides.tissue import TissueShare, find_tissue, otsu, remove_small
 from clipit.slides.whole import read_whole
 
 
-class Levels:
-    """A slide with levels and no pixels."""
+class SlideWithoutPixels:
+    """A slide with levels but no pixels."""
 
     mpp = magnification = None
     origin = (0, 0)
@@ -43,8 +43,8 @@ class Levels:
         raise NotImplementedError
 
 
-def test_a_level_counts_as_near_within_one_per_cent() -> None:
-    slide = Levels(1.0, 2.0005, 4.3)
+def test_choose_level_tolerates_one_per_cent() -> None:
+    slide = SlideWithoutPixels(1.0, 2.0005, 4.3)
     assert [choose_level(slide, wanted) for wanted in (0.5, 1.0, 1.97, 2.0, 4.0, 4.3, 50.0)] == [0, 0, 0, 1, 1, 2, 2]
 
 
@@ -61,20 +61,20 @@ def test_a_tile_is_resampled_to_the_exact_resolution(tmp_path: Path) -> None:
     assert np.array_equal(exact, np.asarray(slide.read_region(200, 100, 1, 64, 64)))
 
 
-def test_the_overview_equals_the_reduced_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_overview_matches_the_reduced_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slide = open_slide(write_slide(tmp_path / "a.tiff", picture(), mpp=1, levels=1))
     whole = np.asarray(read_overview(slide, 4.0), dtype=int)
     assert whole.shape == (100, 150, 3)
     assert tuple(whole[40, 40]) == PINK and tuple(whole[40, 80]) == PURPLE and tuple(whole[5, 5]) == (255, 255, 255)
     monkeypatch.setattr("clipit.slides.reading._BLOCK", 100)
-    assert np.abs(np.asarray(read_overview(slide, 4.0), dtype=int) - whole).max() <= 40  # at edges of blocks
+    assert np.abs(np.asarray(read_overview(slide, 4.0), dtype=int) - whole).max() <= 40  # differences at block edges
 
 
-def test_tissue_is_found_by_colour_without_ink_holes_and_crumbs() -> None:
+def test_tissue_detection_ignores_ink_small_holes_and_small_fragments() -> None:
     pixels = np.full((200, 300, 3), 240, np.uint8)
     pixels[40:160, 50:200] = PINK
     pixels[90:94, 100:104] = 240  # a small hole
-    pixels[10:13, 10:13] = PINK  # a crumb
+    pixels[10:13, 10:13] = PINK  # a small fragment
     pixels[20:180, 240:260] = PEN
     pixels[165:175, 20:220] = (15, 15, 15)
     mask = find_tissue(Image.fromarray(pixels), mpp=8.0)
@@ -83,7 +83,7 @@ def test_tissue_is_found_by_colour_without_ink_holes_and_crumbs() -> None:
     assert mask.mean() == pytest.approx(120 * 150 / 60000, abs=0.02)
 
 
-def test_glass_alone_has_no_tissue_and_tissue_alone_no_glass() -> None:
+def test_tissue_detection_on_pure_glass_and_pure_tissue() -> None:
     noise = np.random.default_rng(0).integers(-3, 4, (100, 100, 3))
     glass = np.clip(240 + noise, 0, 255).astype(np.uint8)
     tissue = np.clip(np.array(PINK) + noise, 0, 255).astype(np.uint8)
@@ -114,7 +114,7 @@ def test_the_share_of_tissue_is_exact_for_fractions_of_pixels() -> None:
     assert share.tolist() == pytest.approx([0.25, 0.5625, 1.0, 0.0])
 
 
-def test_a_grid_covers_the_slide_and_ids_give_the_place() -> None:
+def test_a_grid_covers_the_slide_and_ids_contain_the_position() -> None:
     config = SlidesConfig(mpp=1.0, pixels=64, overlap=0.5, min_tissue=0.0)
     grid = make_grid("a@b", 300, 150, 0.5, config, lambda x, y, extent: np.ones(len(x), np.float32))
     assert (grid.edge, grid.step) == (128, 64)
@@ -125,7 +125,7 @@ def test_a_grid_covers_the_slide_and_ids_give_the_place() -> None:
         parse_tile_id("tile-1")
 
 
-def test_prepared_slides_are_kept_and_failures_do_not_stop_the_others(tmp_path: Path) -> None:
+def test_prepared_slides_are_cached_and_failures_do_not_stop_others(tmp_path: Path) -> None:
     write_slide(tmp_path / "good.tiff", picture())
     (tmp_path / "empty.svs").write_bytes(b"")
     write_slide(tmp_path / "glass.tiff", np.full((200, 200, 3), 250, np.uint8))
@@ -139,17 +139,17 @@ def test_prepared_slides_are_kept_and_failures_do_not_stop_the_others(tmp_path: 
     assert prepare_slides(slides[2:], config, SLIDES_OPTIONS)[0].fix == (
         "lower --min-tissue, or add contours of the tissue (--contours)"
     )
-    assert len(good.grid) == 10 * 8 - 1  # of the upper row, half is tissue, and less of one of its corners
+    assert len(good.grid) == 10 * 8 - 1  # the upper row is half tissue, except for one of its corners
     assert (good.grid.tissue >= 0.5).all()
     folders = sorted(path.name for path in (tmp_path / "grids").iterdir() if path.is_dir())
     assert len([name for name in folders if not name.endswith(".partial")]) == 1
-    again = prepare_slides(slides[:1], config)[0]
-    assert isinstance(again, PreparedSlide) and again.grid.ids == good.grid.ids
+    cached = prepare_slides(slides[:1], config)[0]
+    assert isinstance(cached, PreparedSlide) and cached.grid.ids == good.grid.ids
     few = prepare_slides(slides[:1], config.model_copy(update={"tiles_per_slide": 7}))[0]
     assert isinstance(few, PreparedSlide) and len(few.grid) == few.tiles == 7 and set(few.grid.ids) < set(good.grid.ids)
 
 
-def test_a_slide_that_changes_gets_a_new_grid(tmp_path: Path) -> None:
+def test_a_changed_slide_gets_a_new_grid(tmp_path: Path) -> None:
     config = SlidesConfig(mpp=1.0, pixels=32, grids=str(tmp_path / "grids"))
     path = write_slide(tmp_path / "a.tiff", picture())
     before = prepare_slides([SlidePath("a", path)], config)[0]
@@ -186,7 +186,7 @@ def test_the_stamp_of_a_slide_covers_all_of_its_files(tmp_path: Path) -> None:
     assert slide_stamp(tmp_path / "one.svs") == file_stamp(tmp_path / "one.svs")
 
 
-def test_contours_replace_detection(tmp_path: Path) -> None:
+def test_contours_replace_tissue_detection(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "a.tiff", picture())
     square = '{"type": "Polygon", "coordinates": [[[0, 0], [64, 0], [64, 64], [0, 64], [0, 0]]]}'
     (tmp_path / "contours").mkdir()
@@ -196,7 +196,7 @@ def test_contours_replace_detection(tmp_path: Path) -> None:
     assert isinstance(kept, PreparedSlide) and sorted(zip(kept.grid.x.tolist(), kept.grid.y.tolist(), strict=True)) == [
         (0, 0), (0, 32), (32, 0), (32, 32),
     ]  # fmt: skip
-    # The file's own name is tried as well as the slide's.
+    # Contours may be named after the file or after the slide.
     assert isinstance(other, PreparedSlide)
     one_file = config.model_copy(update={"contours": str(tmp_path / "contours" / "a.geojson")})
     with pytest.raises(ConfigError, match="one contour file is configured for 2 slides"):
@@ -206,8 +206,8 @@ def test_contours_replace_detection(tmp_path: Path) -> None:
     assert isinstance(missing, FailedSlide) and "no contours for this slide" in missing.reason
 
 
-def test_contours_of_two_slides_with_one_file_name_must_be_named_after_the_slides(tmp_path: Path) -> None:
-    """A file that bears neither name may belong to either slide."""
+def test_ambiguous_contours_of_slides_with_the_same_file_name_are_an_error(tmp_path: Path) -> None:
+    """A contour file named after the slide file may belong to either slide."""
     for folder in ("north", "south", "contours"):
         (tmp_path / folder).mkdir()
     slides = [SlidePath(name, write_slide(tmp_path / name / "s1.tiff", picture())) for name in ("north", "south")]
@@ -225,10 +225,10 @@ def test_contours_of_two_slides_with_one_file_name_must_be_named_after_the_slide
         prepare_slides([*slides, *more], config)
     (contours / "north.json").write_text(square % (96, 96))
     sizes = [len(slide.grid) for slide in prepare_slides(slides, config) if isinstance(slide, PreparedSlide)]
-    assert sizes == [6, 4]  # the file that bears the slide's name comes first
+    assert sizes == [6, 4]  # a file named after the slide takes precedence
 
 
-def test_a_reader_of_tiles_survives_pickling_and_closes_what_is_old(tmp_path: Path) -> None:
+def test_the_tile_reader_can_be_pickled_and_the_pool_closes_old_slides(tmp_path: Path) -> None:
     paths = [write_slide(tmp_path / f"{name}.tiff", picture()) for name in "abc"]
     placed = [PlacedSlide(path.stem, path, 64.0, 64) for path in paths]
     rows = np.arange(3, dtype=np.int32)
@@ -243,7 +243,7 @@ def test_a_reader_of_tiles_survives_pickling_and_closes_what_is_old(tmp_path: Pa
     assert pool.get(paths[0]) is not first
 
 
-def test_a_damaged_tile_does_not_spoil_the_reading_of_others(tmp_path: Path) -> None:
+def test_a_damaged_tile_does_not_affect_the_reading_of_others(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "a.tiff", picture(), levels=1)
     damage_tile(path, 64, 128)
     reader = SlideReader(
@@ -253,10 +253,10 @@ def test_a_damaged_tile_does_not_spoil_the_reading_of_others(tmp_path: Path) -> 
         np.array([128, 128], np.int32),
     )
     broken = reader._pool.get(path)
-    broken._deflate.clear()  # the damage reaches openslide, as with other compressions
+    broken._deflate.clear()  # let openslide decode the damaged tile, as with other compressions
     with pytest.raises(ImageError, match="openslide cannot read the pixels"):
         broken.read_region(64, 128, 0, 64, 64)
-    # A thread that took this handle before the error reads with it now; openslide refuses every read after an error.
+    # Another thread may still hold this handle, with which openslide rejects every read after an error.
     reader._pool._slides[path] = broken
     assert np.array_equal(np.asarray(reader.read(1)), picture()[128:192, 192:256])
     with pytest.raises(ImageError):
@@ -264,7 +264,7 @@ def test_a_damaged_tile_does_not_spoil_the_reading_of_others(tmp_path: Path) -> 
     assert np.array_equal(np.asarray(reader.read(1)), picture()[128:192, 192:256])
 
 
-def test_tissue_at_the_border_of_a_small_slide_has_outlines_within_the_slide(tmp_path: Path) -> None:
+def test_outlines_of_tissue_at_the_border_stay_within_the_slide(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "a.tiff", np.full((290, 300, 3), PINK, np.uint8), levels=1)
     prepared = prepare_slides([SlidePath("a", path)], SlidesConfig(mpp=1.0, pixels=64, grids=str(tmp_path / "g")))[0]
     assert isinstance(prepared, PreparedSlide)
@@ -272,7 +272,7 @@ def test_tissue_at_the_border_of_a_small_slide_has_outlines_within_the_slide(tmp
     assert outline.exterior.max(axis=0).tolist() == [300, 290]
 
 
-def test_a_grid_of_tiny_or_countless_tiles_is_refused() -> None:
+def test_grids_of_too_small_or_too_many_tiles_are_errors() -> None:
     def share(x: np.ndarray, y: np.ndarray, extent: float) -> np.ndarray:
         return np.ones(len(x), np.float32)
 
@@ -282,7 +282,7 @@ def test_a_grid_of_tiny_or_countless_tiles_is_refused() -> None:
         make_grid("a", 100_000, 100_000, 1.0, SlidesConfig(mpp=1.0, pixels=64, overlap=0.999), share)
 
 
-def test_a_grid_is_the_same_however_many_tiles_are_measured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grid_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     def share(x: np.ndarray, y: np.ndarray, extent: float) -> np.ndarray:
         return ((x + y) % 3 / 2).astype(np.float32)
 
@@ -292,7 +292,7 @@ def test_a_grid_is_the_same_however_many_tiles_are_measured_at_once(monkeypatch:
     assert all(np.array_equal(getattr(whole, name), getattr(blocks, name)) for name in ("x", "y", "tissue"))
 
 
-def test_a_slide_in_a_folder_that_may_not_be_read_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slide_without_read_permission_is_listed_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_slide(tmp_path / "a.tiff", picture())
     is_file = Path.is_file
 
@@ -308,7 +308,7 @@ def test_a_slide_in_a_folder_that_may_not_be_read_is_listed(tmp_path: Path, monk
     assert bad.reason == "no permission to read the slide"
 
 
-def test_a_huge_slide_without_smaller_levels_is_refused_before_it_is_read(
+def test_a_huge_slide_without_smaller_levels_is_an_error_before_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, edge, tile = tmp_path / "empty.tif", 120_000, 4096
@@ -319,10 +319,10 @@ def test_a_huge_slide_without_smaller_levels_is_refused_before_it_is_read(
     assert path.stat().st_size < 50_000
     config = SlidesConfig(mpp=1.0, pixels=256, grids=str(tmp_path / "grids"))
     begin = time.monotonic()
-    (refused,) = prepare_slides([SlidePath("empty", path, mpp=0.5)], config)
-    assert time.monotonic() - begin < 20  # reading all pixels takes an hour
-    assert isinstance(refused, FailedSlide) and "--tile --pyramid" in refused.fix and "10 minutes" in refused.reason
-    assert refused.reason.startswith(
+    (failed,) = prepare_slides([SlidePath("empty", path, mpp=0.5)], config)
+    assert time.monotonic() - begin < 20  # reading all pixels would take an hour
+    assert isinstance(failed, FailedSlide) and "--tile --pyramid" in failed.fix and "10 minutes" in failed.reason
+    assert failed.reason.startswith(
         "the slide has no level between 120,000 x 120,000 pixels and its overview of 4,096 x 4,096"
     )
     caplog.set_level("INFO")
@@ -332,7 +332,7 @@ def test_a_huge_slide_without_smaller_levels_is_refused_before_it_is_read(
     assert isinstance(good, PreparedSlide) and "this takes minutes" not in caplog.text
     monkeypatch.setattr("clipit.slides.reading._MAX_PIXELS", 300 * 200)
     monkeypatch.setattr("clipit.slides.reading._SLOW_PIXELS", 300 * 200 - 1)
-    assert read_whole(good, 300).size == (300, 200)  # made from the second level
+    assert read_whole(good, 300).size == (300, 200)  # from the second level
     assert "reading 300 x 200 pixels" in caplog.text
     with Image.open(good.overview) as overview:
         assert read_whole(good, 600).size == overview.size

@@ -1,4 +1,4 @@
-"""A file of several images is not read as if it held one, and slides that are stored turned are refused."""
+"""Files with several images and slides stored with a rotation are errors."""
 
 import logging
 import struct
@@ -27,7 +27,7 @@ REDUCED, APERIO_MACRO = 1, 9
 
 
 def write_images(path: Path, *images: tuple[str, np.ndarray, float | None], levels: int = 1) -> Path:
-    """Write an OME-TIFF of several images: name, pixels, micrometres per pixel."""
+    """Write an OME-TIFF of several images, each with a name, pixels and micrometres per pixel."""
     with tifffile.TiffWriter(path, ome=True) as file:
         for name, pixels, mpp in images:
             sizes = {} if mpp is None else {f"PhysicalSize{axis}": mpp for axis in "XY"}
@@ -39,28 +39,28 @@ def write_images(path: Path, *images: tuple[str, np.ndarray, float | None], leve
 
 
 def write_pages(path: Path, *pages: tuple[np.ndarray, dict[str, Any]], first: dict[str, Any] = TILED) -> Path:
-    """Write a TIFF whose first page is the picture."""
+    """Write a TIFF with the picture as its first page, followed by `pages`."""
     with tifffile.TiffWriter(path) as file:
         for pixels, options in ((PIXELS, first), *pages):
             file.write(pixels, metadata=None, resolution=(1e4, 1e4), resolutionunit="CENTIMETER", **options)
     return path
 
 
-def test_scenes_of_an_ome_tiff_are_named_and_refused(tmp_path: Path) -> None:
+def test_several_scenes_of_an_ome_tiff_are_an_error(tmp_path: Path) -> None:
     path = write_images(
         tmp_path / "a.ome.tif", ("left", PIXELS[:300], 1.0), ("macro", PIXELS[:50], 8.0), ("right", PIXELS[100:], 1.0),
         levels=2,
     )  # fmt: skip
-    words = (
+    message = (
         r"contains 2 images instead of one slide: series 0 'left' \(600 x 300 pixels\), series 2 'right' "
         r"\(600 x 300 pixels\)[\s\S]*bfconvert -noflat -series 0"
     )
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=message):
         open_slide(path)
-    assert count_levels(path) == 2 and is_pyramid(path)  # among images, it is still recognised as a slide
+    assert count_levels(path) == 2 and is_pyramid(path)  # still recognised as a slide among images
 
 
-def test_scenes_without_names_and_those_of_proportional_size_are_refused(tmp_path: Path) -> None:
+def test_scenes_without_names_or_of_proportional_size_are_an_error(tmp_path: Path) -> None:
     unnamed = write_images(tmp_path / "a.ome.tif", ("1", PIXELS, None), ("2", PIXELS[:, :300], None))
     content = unnamed.read_bytes()
     unnamed.write_bytes(content.replace(b'Name="1"', b" " * 8).replace(b'Name="2"', b" " * 8))
@@ -72,7 +72,7 @@ def test_scenes_without_names_and_those_of_proportional_size_are_refused(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["macro", "Label Image", "slide.svs - overview", "thumbnail_1", "macro mask image"])
-def test_the_slide_is_found_behind_macro_and_label(name: str, tmp_path: Path) -> None:
+def test_macro_and_label_images_are_ignored(name: str, tmp_path: Path) -> None:
     macro = np.full((80, 200, 3), 90, np.uint8)
     path = write_images(tmp_path / "a.ome.tif", (name, macro, 9.0), ("tissue", PIXELS, 0.5), ("label", macro, None))
     slide = open_slide(path)
@@ -80,15 +80,15 @@ def test_the_slide_is_found_behind_macro_and_label(name: str, tmp_path: Path) ->
     assert slide.read_region(300, 200, 0, 1, 1).getpixel((0, 0)) == PURPLE
 
 
-def test_an_image_whose_name_only_contains_such_a_word_is_a_slide(tmp_path: Path) -> None:
+def test_names_that_merely_contain_macro_or_label_are_slides(tmp_path: Path) -> None:
     path = write_images(tmp_path / "a.ome.tif", ("macrophages", PIXELS, 1.0), ("unlabelled", PIXELS[:, :300], 1.0))
     with pytest.raises(DataError, match="contains 2 images"):
         open_slide(path)
     assert len(open_slide(write_images(tmp_path / "b.ome.tif", ("label", PIXELS, 1.0), levels=2)).levels) == 2
 
 
-def test_levels_that_are_images_of_their_own_belong_to_the_slide(tmp_path: Path) -> None:
-    """Bio-Formats writes them so unless it is told not to."""
+def test_levels_stored_as_separate_images_belong_to_the_slide(tmp_path: Path) -> None:
+    """Bio-Formats stores levels this way by default."""
     levels = levels_of(PIXELS, 3)
     for sizes in ((0.5, None, None), (0.5, 1.0, 2.0), (None, None, None)):
         images = [(f"a.svs #{number}", *image) for number, image in enumerate(zip(levels, sizes, strict=True))]
@@ -96,8 +96,8 @@ def test_levels_that_are_images_of_their_own_belong_to_the_slide(tmp_path: Path)
         assert (slide.levels[0].width, slide.mpp) == (600, sizes[0])
 
 
-def test_each_file_of_a_set_is_read_as_its_own_image(tmp_path: Path) -> None:
-    """The metadata of a set name the images of all its files."""
+def test_each_file_of_a_multi_file_ome_tiff_is_read_as_one_image(tmp_path: Path) -> None:
+    """The metadata of each file describe the images of all files."""
     uuids = ["urn:uuid:" + digit * 8 + "-0000-4000-8000-" + digit * 12 for digit in "12"]
     sizes = ((600, 300), (600, 200))
     images = "".join(
@@ -121,10 +121,12 @@ def test_each_file_of_a_set_is_read_as_its_own_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", [TILED, STRIPS])
 @pytest.mark.parametrize("size", [(600, 300), (400, 350), (700, 500), (595, 398)])
-def test_another_image_in_a_plain_tiff_is_refused(size: tuple[int, int], first: dict[str, Any], tmp_path: Path) -> None:
+def test_another_image_in_a_plain_tiff_is_an_error(
+    size: tuple[int, int], first: dict[str, Any], tmp_path: Path
+) -> None:
     path = write_pages(tmp_path / "a.tif", (np.zeros((*size[::-1], 3), np.uint8), first), first=first)
-    words = rf"one slide: page 0 \(600 x 400 pixels\).*page 1 \({size[0]} x {size[1]} pixels\)[\s\S]*vips"
-    with pytest.raises(DataError, match=words):
+    message = rf"one slide: page 0 \(600 x 400 pixels\).*page 1 \({size[0]} x {size[1]} pixels\)[\s\S]*vips"
+    with pytest.raises(DataError, match=message):
         open_slide(path)
 
 
@@ -134,7 +136,7 @@ def test_a_flat_slide_may_have_a_label_without_a_name(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(slide.read_region(0, 0, 0, 600, 400)), PIXELS)
 
 
-def test_another_image_among_the_levels_of_an_aperio_slide_is_refused(tmp_path: Path) -> None:
+def test_another_image_among_the_levels_of_an_aperio_slide_is_an_error(tmp_path: Path) -> None:
     aperio = TILED | {"description": "Aperio Image Library v11\n600x400|MPP = 0.5"}
     other = (PIXELS[:, :500], aperio)
     with pytest.raises(DataError, match=r"page 2 \(500 x 400 pixels\)"):
@@ -165,26 +167,26 @@ def test_pages_that_belong_to_a_slide_are_accepted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(2, 9))
 @pytest.mark.parametrize("kind", ["generic", "aperio", "ome", "level"])
-def test_a_slide_that_is_stored_turned_is_refused(kind: str, orientation: int, tmp_path: Path) -> None:
-    turned: dict[str, Any] = TILED | {"extratags": [(274, 3, 1, orientation, True)]}
+def test_a_rotated_slide_is_an_error(kind: str, orientation: int, tmp_path: Path) -> None:
+    rotated: dict[str, Any] = TILED | {"extratags": [(274, 3, 1, orientation, True)]}
     path = tmp_path / ("a.svs" if kind == "aperio" else "a.ome.tif" if kind == "ome" else "a.tif")
     if kind == "ome":
-        tifffile.imwrite(path, PIXELS, metadata={"axes": "YXS"}, **turned)
+        tifffile.imwrite(path, PIXELS, metadata={"axes": "YXS"}, **rotated)
     elif kind == "level":
-        write_pages(path, (PIXELS[::2, ::2], turned | {"subfiletype": REDUCED}))
+        write_pages(path, (PIXELS[::2, ::2], rotated | {"subfiletype": REDUCED}))
     else:
-        write_pages(path, first=turned | ({"description": "Aperio Image Library"} if kind == "aperio" else {}))
+        write_pages(path, first=rotated | ({"description": "Aperio Image Library"} if kind == "aperio" else {}))
     size = "300 x 200" if kind == "level" else "600 x 400"
-    words = rf"tag Orientation is {orientation}, not 1, on the page of {size} pixels[\s\S]*vips autorot"
-    with pytest.raises(DataError, match=words):
+    message = rf"tag Orientation is {orientation}, not 1, on the page of {size} pixels[\s\S]*vips autorot"
+    with pytest.raises(DataError, match=message):
         open_slide(path)
 
 
-def test_a_turned_slide_of_a_scanner_is_refused_too(tmp_path: Path) -> None:
+def test_a_rotated_slide_in_a_vendor_format_is_an_error(tmp_path: Path) -> None:
     path = write_scn(tmp_path / "a.scn", PIXELS)
     open_slide(path).close()
     with tifffile.TiffFile(path) as file:
-        entry = file.pages.first.tags["ResolutionUnit"].offset  # of value 3
+        entry = file.pages.first.tags["ResolutionUnit"].offset  # its value is 3
     with path.open("r+b") as stream:
         stream.seek(entry)
         stream.write((274).to_bytes(2, "little"))
@@ -192,7 +194,7 @@ def test_a_turned_slide_of_a_scanner_is_refused_too(tmp_path: Path) -> None:
         open_slide(path)
 
 
-def test_a_turned_label_and_orientation_one_are_accepted_and_flat_images_are_turned(tmp_path: Path) -> None:
+def test_a_rotated_label_is_accepted_and_flat_images_are_rotated(tmp_path: Path) -> None:
     def at(orientation: int) -> dict[str, Any]:
         return {"extratags": [(274, 3, 1, orientation, True)]}
 
@@ -202,7 +204,7 @@ def test_a_turned_label_and_orientation_one_are_accepted_and_flat_images_are_tur
     assert np.array_equal(np.asarray(flat.read_region(0, 0, 0, 400, 600)), np.rot90(PIXELS, -1))
 
 
-def test_such_slides_are_listed_with_the_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_slides_are_listed_as_failed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "slides"
     folder.mkdir()
     write_pages(folder / "good.tif")
@@ -215,7 +217,7 @@ def test_such_slides_are_listed_with_the_reason(tmp_path: Path, caplog: pytest.L
 
 @pytest.mark.parametrize("kind", ["aperio", "generic"])
 @pytest.mark.parametrize("mpp", [1.0, 2.0])
-def test_a_level_that_shows_another_image_is_refused(kind: str, mpp: float, tmp_path: Path) -> None:
+def test_a_level_that_shows_another_image_is_an_error(kind: str, mpp: float, tmp_path: Path) -> None:
     def write(name: str, *levels: np.ndarray) -> Path:
         first = TILED | {"description": "Aperio Image Library v11\n600x400|MPP = 1"} if kind == "aperio" else TILED
         options = TILED if kind == "aperio" else TILED | {"subfiletype": REDUCED}
@@ -233,7 +235,7 @@ def test_a_level_that_shows_another_image_is_refused(kind: str, mpp: float, tmp_
 
 
 @pytest.mark.parametrize(("other", "maximum"), [(False, 6), (True, 32)])
-def test_levels_that_agree_are_compared_in_a_few_areas(other: bool, maximum: int, tmp_path: Path) -> None:
+def test_levels_are_compared_in_a_few_areas(other: bool, maximum: int, tmp_path: Path) -> None:
     half, quarter = levels_of(PIXELS, 3)[1:]
     last = np.full_like(quarter, 100) if other else quarter
     options = TILED | {"subfiletype": REDUCED}
@@ -248,7 +250,9 @@ def test_levels_that_agree_are_compared_in_a_few_areas(other: bool, maximum: int
 
 
 @pytest.mark.parametrize("ome", [False, True])
-def test_an_unmarked_page_of_the_shape_of_a_level_may_not_show_another_image(ome: bool, tmp_path: Path) -> None:
+def test_an_unmarked_page_with_the_shape_of_a_level_that_shows_another_image_is_an_error(
+    ome: bool, tmp_path: Path
+) -> None:
     half = levels_of(PIXELS, 2)[1]
     other = np.roll(half, 150, axis=1)
     slides = []
@@ -266,7 +270,7 @@ def test_an_unmarked_page_of_the_shape_of_a_level_may_not_show_another_image(ome
 
 
 @pytest.mark.parametrize("name", ["generic.tif", "big.tif", "aperio.svs", "image.ome.tif"])
-def test_a_page_followed_by_an_earlier_page_is_an_error_and_not_an_endless_loop(tmp_path: Path, name: str) -> None:
+def test_a_cycle_of_pages_is_an_error(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     with tifffile.TiffWriter(path, bigtiff=name == "big.tif", ome=name.endswith(".ome.tif")) as file:
         for number, level in enumerate(levels_of(PIXELS, 2)):

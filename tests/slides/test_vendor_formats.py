@@ -1,4 +1,4 @@
-"""Formats of scanners, in slides of our own making: pixels, resolution, scanned area, and a folder that mixes them."""
+"""Synthetic slides in vendor formats: pixels, resolution, scanned area, and folders of mixed formats."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ WRITERS: dict[str, Callable[[Path, np.ndarray], Path]] = {
         ("ndpi", "hamamatsu", (0, 0), (0, 0), (600, 400), 5),
         ("bif", "ventana", (0, 0), (0, 0), (600, 400), 0),
         ("tiff", "philips", (0, 0), (0, 0), (640, 448), 0),  # padded to whole tiles
-        ("mrxs", "mirax", (0, 0), (100, 0), (600, 400), 0),  # the first image with tissue begins at x = 100
+        ("mrxs", "mirax", (0, 0), (100, 0), (600, 400), 0),  # the first image with tissue starts at x = 100
     ],
 )
 def test_pixels_resolution_and_scanned_area(
@@ -51,7 +51,7 @@ def test_pixels_resolution_and_scanned_area(
     slide.close()
 
 
-def test_a_folder_of_all_formats_gives_the_same_tiles_and_contours_from_the_scanned_area(tmp_path: Path) -> None:
+def test_all_formats_give_the_same_tiles_and_contours(tmp_path: Path) -> None:
     folder = tmp_path / "slides"
     folder.mkdir()
     for suffix, write in WRITERS.items():
@@ -74,5 +74,5 @@ def test_a_folder_of_all_formats_gives_the_same_tiles_and_contours_from_the_scan
         assert not others
         left[name] = float(outline.exterior[:, 0].min())
     assert left["of_ndpi"] == pytest.approx(100, abs=16)
-    assert left["of_mrxs"] == pytest.approx(0, abs=16)  # QuPath counts from the scanned area, which begins at 100
+    assert left["of_mrxs"] == pytest.approx(0, abs=16)  # QuPath coordinates start at the scanned area, at x = 100
     assert left["of_scn"] == pytest.approx(100, abs=16)

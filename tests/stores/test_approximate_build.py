@@ -1,4 +1,4 @@
-"""Training of approximate indexes: how many rows, and keys that cannot be trained on so few."""
+"""Training of approximate indexes: number of rows, keys that need more rows, and memory."""
 
 from pathlib import Path
 
@@ -22,11 +22,11 @@ needs_faiss = pytest.mark.skipif(not has_faiss(), reason="faiss is not installed
         (256, 512, 1_000_000, 65_536),
         (4096, 512, 1_000_000, 1_000_000),
         (4096, 512, 10_000_000, 4096 * 256),
-        (65_536, 512, 10_000_000, 65_536 * 39),  # 256 per list would take 34 GB
+        (65_536, 512, 10_000_000, 65_536 * 39),  # 256 rows per list would take 34 GB
         (16, 512, 300, 300),
     ],
 )
-def test_training_rows_are_those_that_faiss_recommends(centroids: int, dim: int, rows: int, trained: int) -> None:
+def test_training_rows_follow_the_recommendation_of_faiss(centroids: int, dim: int, rows: int, trained: int) -> None:
     assert training_rows(centroids, dim, rows) == trained
 
 
@@ -42,7 +42,7 @@ def test_training_rows_are_those_that_faiss_recommends(centroids: int, dim: int,
         ("IVF8,Flat", 5, "IVF1,Flat"),
     ],
 )
-def test_a_key_is_lowered_to_what_can_be_trained(key: str, rows: int, fitting: str) -> None:
+def test_fitting_key_reduces_a_key_to_the_number_of_rows(key: str, rows: int, fitting: str) -> None:
     assert fitting_key(key, rows) == fitting
 
 
@@ -61,14 +61,14 @@ def test_a_key_is_lowered_to_what_can_be_trained(key: str, rows: int, fitting: s
         ("PQ7", 1000, r"dimension(?s:.*)pairing\.index"),
     ],
 )
-def test_keys_that_too_few_rows_cannot_train_are_refused_before_work(key: str, rows: int, message: str) -> None:
+def test_keys_that_need_more_rows_are_an_error_before_training(key: str, rows: int, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"faiss cannot build index '{key}'(?s:.*){message}"):
         check_key(key, 16, rows)
 
 
 @needs_faiss
 @pytest.mark.parametrize("key", ["IVF32,SQ8", "IVF32_HNSW8,PQ4x4", "HNSW16", "PQ8x4,RFlat", "PCA8,IVF16,Flat"])
-def test_the_memory_of_an_index_is_estimated(tmp_path: Path, key: str) -> None:
+def test_estimated_memory_of_an_index(tmp_path: Path, key: str) -> None:
     vectors = unit(np.random.default_rng(0).normal(size=(3000, 16)).astype(np.float32))
     store = write_store(tmp_path, [f"{i:04d}" for i in range(3000)], vectors)
     index = build_index(tmp_path, store, key=key)
@@ -78,7 +78,7 @@ def test_the_memory_of_an_index_is_estimated(tmp_path: Path, key: str) -> None:
 
 
 @needs_faiss
-def test_an_index_that_does_not_fit_into_memory_is_refused_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_that_does_not_fit_into_memory_is_an_error_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipit.stores.approximate_build.device_memory", lambda device: 8_000_000_000)
     training, whole = build_bytes("IVF262144,SQ8", 512, 100_000_000)
     assert round(training / 1e9) == 21 and round(whole / 1e9, 1) == 52.5

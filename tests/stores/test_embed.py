@@ -1,4 +1,4 @@
-"""Stores: bytes, resume after a kill, and what they depend on."""
+"""Embedding stores: contents, resuming after a kill, and fingerprints."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,11 +21,11 @@ from clipit.workspace.workspace import Workspace
 
 
 class Killed(BaseException):
-    """Stands for a kill: no code of the package catches it."""
+    """Simulated kill, which no code of the package catches."""
 
 
 class FailingVLM:
-    """A VLM that dies at its n-th batch."""
+    """A VLM that raises `Killed` after a number of batches."""
 
     def __init__(self, vlm: Any, calls: int) -> None:
         self._vlm, self._left = vlm, calls
@@ -57,7 +57,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "SHARD", 20)
 
 
-def store_bytes(store: Store) -> dict[str, str]:
+def file_digests(store: Store) -> dict[str, str]:
     return store.artifact.manifest.files
 
 
@@ -68,7 +68,7 @@ def test_unit_and_centred() -> None:
     assert np.allclose(np.linalg.norm(centred(vectors, np.array([1, 1], dtype=np.float32)), axis=1), 1)
 
 
-def test_text_store_holds_every_snippet_as_a_unit_vector(workspace: Workspace) -> None:
+def test_text_store_contains_every_snippet_as_a_unit_vector(workspace: Workspace) -> None:
     store = workspace.text_store()
     table = pq.read_table(workspace.snippets.file("snippets.parquet"))
     assert store.ids.tolist() == table.column("snippet_id").to_pylist()
@@ -80,7 +80,7 @@ def test_text_store_holds_every_snippet_as_a_unit_vector(workspace: Workspace) -
     assert np.allclose(store.mean(), vectors.mean(axis=0), atol=1e-6)
 
 
-def test_positions_are_by_id_and_missing_ones_are_named(workspace: Workspace) -> None:
+def test_positions_by_id_and_missing_ids(workspace: Workspace) -> None:
     store = workspace.text_store()
     some = store.ids[[7, 3, 3]]
     assert store.positions(some).tolist() == [7, 3, 3]
@@ -90,40 +90,42 @@ def test_positions_are_by_id_and_missing_ones_are_named(workspace: Workspace) ->
 
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("calls", [0, 1, 3, 7])
-def test_killed_text_store_ends_with_the_same_bytes(workspace: Workspace, tmp_path: Path, calls: int) -> None:
+def test_resumed_text_store_has_the_same_bytes(workspace: Workspace, tmp_path: Path, calls: int) -> None:
     whole = embed_texts(tmp_path / "a", workspace.vlm, workspace.snippets, batch_size=8)
-    assert len([name for name in store_bytes(whole) if name.startswith("emb-")]) > 10
+    assert len([name for name in file_digests(whole) if name.startswith("emb-")]) > 10
     with pytest.raises(Killed):
         embed_texts(tmp_path / "b", FailingVLM(workspace.vlm, calls), workspace.snippets, batch_size=8)  # type: ignore[arg-type]
     done = len(list((tmp_path / "b").glob("*.partial/emb-*.npy")))
-    assert done == calls // 3  # three batches make a shard of 20
-    again = embed_texts(tmp_path / "b", workspace.vlm, workspace.snippets, batch_size=8)
-    assert store_bytes(again) == store_bytes(whole)
+    assert done == calls // 3  # a shard of 20 rows takes three batches
+    resumed = embed_texts(tmp_path / "b", workspace.vlm, workspace.snippets, batch_size=8)
+    assert file_digests(resumed) == file_digests(whole)
     assert not list((tmp_path / "b").glob("*.partial"))
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_killed_tile_store_goes_on_with_the_next_shard(workspace: Workspace, tmp_path: Path) -> None:
+def test_tile_store_resumes_at_the_next_shard(workspace: Workspace, tmp_path: Path) -> None:
     tiles = workspace.all_tiles.of_split("train")
     whole = embed_tiles(tmp_path / "a", workspace.vlm, tiles, batch_size=8)
     with pytest.raises(Killed):
         embed_tiles(tmp_path / "b", FailingVLM(workspace.vlm, 7), tiles, batch_size=8)  # type: ignore[arg-type]
     first = next((tmp_path / "b").glob("*.partial/emb-00000.npy"))
     before = first.stat().st_mtime_ns
-    again = embed_tiles(tmp_path / "b", workspace.vlm, tiles, batch_size=8)
-    assert again.artifact.file("emb-00000.npy").stat().st_mtime_ns == before
-    assert store_bytes(again) == store_bytes(whole)
-    assert again.ids.tolist() == tiles.ids.tolist()
-    assert np.array_equal(np.concatenate([block for _, block in again.blocks(7)]), again.rows(np.arange(len(tiles))))
+    resumed = embed_tiles(tmp_path / "b", workspace.vlm, tiles, batch_size=8)
+    assert resumed.artifact.file("emb-00000.npy").stat().st_mtime_ns == before
+    assert file_digests(resumed) == file_digests(whole)
+    assert resumed.ids.tolist() == tiles.ids.tolist()
+    assert np.array_equal(
+        np.concatenate([block for _, block in resumed.blocks(7)]), resumed.rows(np.arange(len(tiles)))
+    )
 
 
-def test_a_store_is_not_made_twice(workspace: Workspace, tmp_path: Path) -> None:
+def test_an_existing_store_is_reused(workspace: Workspace, tmp_path: Path) -> None:
     embed_texts(tmp_path, workspace.vlm, workspace.snippets)
     embed_texts(tmp_path, FailingVLM(workspace.vlm, 0), workspace.snippets)  # type: ignore[arg-type]
     assert len(list(tmp_path.glob("text_store-*[0-9a-f]"))) == 1
 
 
-def test_precision_makes_another_store(workspace: Workspace, tmp_path: Path) -> None:
+def test_fingerprints_depend_on_the_precision(workspace: Workspace, tmp_path: Path) -> None:
     tiles = workspace.all_tiles.of_split("test")
     stores = [
         function(tmp_path, replace(workspace.vlm, precision=precision), what)
@@ -131,17 +133,19 @@ def test_precision_makes_another_store(workspace: Workspace, tmp_path: Path) -> 
         for function, what in ((embed_texts, workspace.snippets), (embed_tiles, tiles))
     ]
     assert len({store.fingerprint for store in stores}) == 4
-    assert store_bytes(stores[0])["emb-00000.npy"] != store_bytes(stores[2])["emb-00000.npy"]
+    assert file_digests(stores[0])["emb-00000.npy"] != file_digests(stores[2])["emb-00000.npy"]
     assert stores[0].vlm == stores[2].vlm
 
 
-def test_labels_play_no_part_in_a_tile_store(configure: Callable[..., RunConfig]) -> None:
+def test_tile_stores_do_not_depend_on_labels(configure: Callable[..., RunConfig]) -> None:
     first = Workspace(configure(seed=1)).tile_store("train")
     other = Workspace(configure({"tiles.labels.kind": "all", "seed": 2})).tile_store("train")
     assert first.artifact.folder == other.artifact.folder
 
 
-def test_embeddings_that_are_not_finite(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_non_finite_embeddings_are_an_error(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(self: Any, texts: list[str]) -> Float[torch.Tensor, "n d"]:
         return torch.full((len(texts), self.joint_dim), torch.nan)
 
@@ -193,7 +197,7 @@ def test_raw_tiles_are_not_normalised_and_have_their_own_store(workspace: Worksp
     assert np.linalg.norm(wanted, axis=1).min() > 1.5
 
 
-def test_a_raw_vector_that_half_precision_cannot_hold(
+def test_raw_vectors_beyond_half_precision_are_an_error(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def huge(self: Any, pixels: torch.Tensor, *, space: str) -> Float[torch.Tensor, "n d"]:
@@ -206,17 +210,17 @@ def test_a_raw_vector_that_half_precision_cannot_hold(
     assert embed_tiles(tmp_path, workspace.vlm, tiles).dim == 24
 
 
-def test_a_vlm_without_raw_space_makes_no_store(workspace: Workspace, tmp_path: Path) -> None:
+def test_a_vlm_without_raw_space_is_an_error(workspace: Workspace, tmp_path: Path) -> None:
     vlm = replace(workspace.vlm, raw_dim=None)
     with pytest.raises(ModelError, match="before its projection"):
         embed_tiles(tmp_path, vlm, workspace.all_tiles.of_split("test"), space="raw")
     assert not list(tmp_path.iterdir())
 
 
-def test_one_long_id_takes_no_memory_in_other_rows(tmp_path: Path) -> None:
+def test_one_long_id_does_not_widen_the_array_of_ids(tmp_path: Path) -> None:
     ids = ["b", "x" * 10**6, *(f"a{row}" for row in range(20))]
     store = write_store(tmp_path, ids, np.eye(len(ids)))
     assert store.ids.tolist() == ids and store.positions(ids[::-1]).tolist() == list(range(len(ids)))[::-1]
-    again = Store(store.artifact)
-    for names in (store.ids, again.ids_at(np.arange(len(ids)))):
+    reopened = Store(store.artifact)
+    for names in (store.ids, reopened.ids_at(np.arange(len(ids)))):
         assert names.itemsize <= 8 and names.tolist() == ids

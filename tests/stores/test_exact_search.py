@@ -1,4 +1,4 @@
-"""Exact search over shards: the same rows as a plain search, with bounded memory, and what it refuses."""
+"""Exact search over shards: results match a plain search, memory is bounded, and damaged shards are errors."""
 
 import tracemalloc
 from dataclasses import replace
@@ -33,49 +33,49 @@ def vectors(n: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    folder, made = tmp_path_factory.mktemp("texts"), vectors(ROWS, 0)
-    made[4200] = made[17]  # in two shards
+    folder, embeddings = tmp_path_factory.mktemp("texts"), vectors(ROWS, 0)
+    embeddings[4200] = embeddings[17]  # in two shards
     ids = [f"s{i:04d}" for i in np.random.default_rng(1).permutation(ROWS)]
-    return build_index(folder, write_store(folder, ids, made), backend="torch")
+    return build_index(folder, write_store(folder, ids, embeddings), backend="torch")
 
 
 def without(artifact: Artifact, *names: str) -> Artifact:
-    """The artefact as if it had been written without these files."""
+    """Copy of an artefact whose manifest lacks the given files."""
     files = {name: digest for name, digest in artifact.manifest.files.items() if name not in names}
     return Artifact(artifact.folder, replace(artifact.manifest, files=files))
 
 
 @pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Numbers of the shards that are read."""
+def shards_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """List that records the numbers of the shards that are read."""
     numbers: list[int] = []
     shard = Store.shard
 
-    def noting(self: Store, number: int) -> np.ndarray:
+    def record_shard(self: Store, number: int) -> np.ndarray:
         numbers.append(number)
         return shard(self, number)
 
-    monkeypatch.setattr(Store, "shard", noting)
+    monkeypatch.setattr(Store, "shard", record_shard)
     return numbers
 
 
 @pytest.mark.parametrize("width", [3, 200, 4096, 4100])
 @pytest.mark.parametrize("k", [1, 5, 300])
-def test_the_best_of_chunks_are_the_best_of_all(width: int, k: int) -> None:
+def test_best_of_matches_topk(width: int, k: int) -> None:
     scores = torch.from_numpy(np.random.default_rng(width).permutation(7 * width).reshape(7, width).astype(np.float32))
     values, columns = best_of(scores, k)
     wanted = scores.topk(min(k, width), dim=1)
     assert torch.equal(values, wanted.values) and torch.equal(columns, wanted.indices)
 
 
-def test_rows_are_the_same_in_any_order_of_the_store(index: Index) -> None:
+def test_rows_do_not_depend_on_the_order_of_the_store(index: Index) -> None:
     stored, everything = index.stored(), np.arange(index.size)
     assert np.array_equal(stored.inverse[stored.positions], everything)
     assert (np.asarray(stored.inverse) < 0).sum() == 1
     parts = ((rows, some.numpy().copy()) for rows, some in stored.shards())
-    read = {int(row): vector for rows, some in parts for row, vector in zip(rows, some, strict=True)}
-    assert sorted(read) == everything.tolist()
-    assert np.allclose(stored.vectors(everything), np.stack([read[row] for row in everything.tolist()]), atol=1e-6)
+    vector_of = {int(row): vector for rows, some in parts for row, vector in zip(rows, some, strict=True)}
+    assert sorted(vector_of) == everything.tolist()
+    assert np.allclose(stored.vectors(everything), np.stack([vector_of[row] for row in everything.tolist()]), atol=1e-6)
     assert np.array_equal(stored.vectors(stored.rows_of(2)), stored.shard(2).numpy())
 
 
@@ -92,7 +92,7 @@ def test_ids_are_read_shard_by_shard(index: Index) -> None:
     assert Index(index.artifact, store).ids_of(rows).tolist() == index.ids[rows].tolist()
 
 
-def test_more_shards_than_files_that_may_be_open(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_shards_than_open_files_allowed(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipit.stores.embed._MAX_MAPPED", 2)
     store, rows = Store(index.store.artifact), np.random.default_rng(2).permutation(ROWS)
     assert np.array_equal(store.rows(rows)[np.argsort(rows)], np.concatenate([block for _, block in store.blocks()]))
@@ -101,26 +101,26 @@ def test_more_shards_than_files_that_may_be_open(index: Index, monkeypatch: pyte
 
 @pytest.mark.parametrize("backend", ["torch", "faiss"])
 def test_each_shard_is_read_once_for_several_blocks(
-    index: Index, tmp_path: Path, read: list[int], backend: Any
+    index: Index, tmp_path: Path, shards_read: list[int], backend: Any
 ) -> None:
     index = build_index(tmp_path, index.store, backend=backend)
     queries = vectors(90, 3)
-    read.clear()
+    shards_read.clear()
     rows, scores = search(index, queries, 4, block=7)
-    assert read[:3] == [0, 1, 2] and len(read) <= 6  # and each at most once for the exact scores
+    assert shards_read[:3] == [0, 1, 2] and len(shards_read) <= 6  # plus each shard at most once for the exact scores
     cosines = queries @ index.vectors(np.arange(index.size)).T
     assert np.array_equal(rows, np.argsort(-cosines.round(6), axis=1, kind="stable")[:, :4])
     assert np.allclose(scores, -np.sort(-cosines, axis=1)[:, :4], atol=2e-6)
 
 
-def test_rules_keep_a_few_numbers_per_snippet_and_no_vector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairing_rules_keep_no_vectors_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipit.stores.exact.values_per_pass", lambda: 4096 * 64)
     rules = PairingConfig(correction="csls", mutual=True)
 
     def peak(n: int) -> int:
-        made = unit(np.random.default_rng(0).normal(size=(n, 64)).astype(np.float32))
-        index = build_index(tmp_path, write_store(tmp_path, [f"{i:06d}" for i in range(n)], made))
-        tiles = write_store(tmp_path, [f"t{i:03d}" for i in range(100)], made[:100], kind="tile_store")
+        embeddings = unit(np.random.default_rng(0).normal(size=(n, 64)).astype(np.float32))
+        index = build_index(tmp_path, write_store(tmp_path, [f"{i:06d}" for i in range(n)], embeddings))
+        tiles = write_store(tmp_path, [f"t{i:03d}" for i in range(100)], embeddings[:100], kind="tile_store")
         queries = centred(tiles.rows(np.arange(50)), tiles.mean())
         tracemalloc.start()
         try:
@@ -130,28 +130,30 @@ def test_rules_keep_a_few_numbers_per_snippet_and_no_vector(tmp_path: Path, monk
             tracemalloc.stop()
 
     vector = 64 * 4
-    assert peak(24_000) - peak(8_000) < 16_000 * vector / 3  # a third of the vectors, with the noise of the allocator
+    assert peak(24_000) - peak(8_000) < 16_000 * vector / 3  # a third of the vectors, to allow for allocator noise
 
 
-def test_a_device_keeps_the_shards_that_fit(index: Index, read: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_that_fit_stay_on_the_device(
+    index: Index, shards_read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stored_rows, "bytes_to_keep", lambda device: 2 * 4096 * DIM * 4)
     stored, queries = index.stored(), vectors(9, 3)
-    read.clear()
+    shards_read.clear()
     first, second = (nearest_rows(queries, stored.shards(), 3) for _ in range(2))
-    assert read == [0, 1, 2, 2]
+    assert shards_read == [0, 1, 2, 2]
     assert np.array_equal(first, second)
 
 
 def test_exact_cosines_do_not_depend_on_the_batch(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     queries, rows = vectors(40, 3), np.random.default_rng(3).integers(-1, index.size, (40, 6))
     whole = exact_cosines(queries, index.stored(), rows)
-    there = np.einsum("qd,qkd->qk", queries, index.vectors(np.maximum(rows, 0))).round(6)
-    assert np.array_equal(whole, np.where(rows >= 0, there, -np.inf))
+    expected = np.einsum("qd,qkd->qk", queries, index.vectors(np.maximum(rows, 0))).round(6)
+    assert np.array_equal(whole, np.where(rows >= 0, expected, -np.inf))
     monkeypatch.setattr("clipit.pairing.nearest._RESCORED", 3 * DIM)
     assert np.array_equal(exact_cosines(queries, index.stored(), rows), whole)
 
 
-def test_products_are_in_full_precision_where_training_allows_less() -> None:
+def test_full_precision_overrides_reduced_precision_and_autocast() -> None:
     left = torch.ones(2, 2)
     torch.set_float32_matmul_precision("high")
     try:
@@ -169,7 +171,7 @@ def test_centred_rows_are_read_in_parts(index: Index) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda folder: np.save(folder / "emb-00001.npy", np.zeros((4096, DIM + 1), np.float16)), "9.*instead of .*8"),
         (
@@ -180,15 +182,15 @@ def test_centred_rows_are_read_in_parts(index: Index) -> None:
         (lambda folder: (folder / "emb-00002.npy").write_bytes(b"\x93NUMPY"), "emb-00002.npy is unreadable"),
     ],
 )
-def test_shards_that_do_not_fit_together_are_named(tmp_path: Path, change: Any, words: str) -> None:
+def test_inconsistent_shards_are_an_error(tmp_path: Path, change: Any, message: str) -> None:
     store = write_store(tmp_path, [f"{i:04d}" for i in range(ROWS)], vectors(ROWS, 0))
     check_shards(store)
     change(store.artifact.folder)
-    with pytest.raises(ArtifactError, match=rf"(?s)inconsistent: .*{words}.*embed again"):
+    with pytest.raises(ArtifactError, match=rf"(?s)inconsistent: .*{message}.*embed again"):
         build_index(tmp_path, store)
 
 
-def test_a_shard_that_the_manifest_lacks_is_named(index: Index) -> None:
+def test_a_shard_missing_from_the_manifest_is_an_error(index: Index) -> None:
     store = Store(without(index.store.artifact, "emb-00001.npy"))
     with pytest.raises(ArtifactError, match=r"emb-00001\.npy is missing"):
         check_shards(store)

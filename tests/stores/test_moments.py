@@ -1,11 +1,11 @@
-"""Mean and standard deviation of features read part by part."""
+"""Mean and standard deviation of features read in parts."""
 
 import numpy as np
 
 from clipit.stores.moments import mean_and_deviation
 
 
-def test_moments_of_parts_are_those_of_all_rows_and_constant_features_have_deviation_one() -> None:
+def test_moments_of_parts_match_all_rows_and_constant_features_have_deviation_one() -> None:
     values = np.random.default_rng(0).normal(3, 2, (50, 4)).astype(np.float32)
     values[:, 2] = 7
     mean, deviation = mean_and_deviation([values[:20], values[20:20], values[20:]], 30)

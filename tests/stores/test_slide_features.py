@@ -1,4 +1,4 @@
-"""Features of TRIDENT and CLAM as a tile store: what opens, what is refused, and that pairs are those of the tiles."""
+"""Features of TRIDENT and CLAM as a tile store: supported layouts, errors, and pairs."""
 
 import shutil
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_positions_are_pixels_of_the_finest_level_in_all_layouts(attributes: dic
 
 
 @pytest.mark.parametrize("shape", [(5, 24), (1, 5, 24)])
-def test_both_shapes_open_with_coordinates_and_attributes(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_both_shapes_with_coordinates_and_attributes(shape: tuple[int, ...], tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=shape).astype(np.float16)
     attributes = {"patch_size": 256, "name": b"slide", "level_dim": np.array([4, 5])}
     slide = open_slide_features(write(tmp_path / "TCGA-A.h5", vectors, grid(5), **attributes))
@@ -71,17 +71,17 @@ def test_both_shapes_open_with_coordinates_and_attributes(shape: tuple[int, ...]
         (np.zeros((2, 3), np.int64), grid(2), "features must be floats"),
     ],
 )
-def test_a_file_of_another_layout_is_refused(features: Any, coords: Any, message: str, tmp_path: Path) -> None:
+def test_other_layouts_are_an_error(features: Any, coords: Any, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5", features, coords)
     with pytest.raises(DataError) as caught:
         open_slide_features(path)
     assert message in str(caught.value) and str(path) in str(caught.value) and "coords` [n, 2]" in str(caught.value)
 
 
-def test_files_that_are_missing_damaged_or_named_alike_are_refused(tmp_path: Path) -> None:
+def test_missing_damaged_and_duplicate_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such feature file"):
         open_slide_features(tmp_path / "none.h5")
-    (tmp_path / "text.h5").write_text("no HDF5")
+    (tmp_path / "text.h5").write_text("not HDF5")
     with pytest.raises(DataError, match="not a readable HDF5 file"):
         open_slide_features(tmp_path / "text.h5")
     (tmp_path / "empty").mkdir()
@@ -97,30 +97,30 @@ def test_files_that_are_missing_damaged_or_named_alike_are_refused(tmp_path: Pat
     assert find_feature_files([tmp_path / "a"]) == paths[:1]
 
 
-@pytest.mark.parametrize("wrong", [0.5, np.nan, np.inf, 2.0**60])
-def test_coordinates_that_are_no_pixels_are_refused(wrong: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf, 2.0**60])
+def test_coordinates_that_are_not_whole_pixels_are_an_error(value: float, tmp_path: Path) -> None:
     coords = grid(3).astype(np.float64)
     assert open_slide_features(write(tmp_path / "float.h5", np.zeros((3, 2)), coords)).ids[1] == "float:256_0"
-    coords[1, 1] = wrong
+    coords[1, 1] = value
     with pytest.raises(DataError, match="coords must be whole numbers of pixels; those of tile 1 are"):
         open_slide_features(write(tmp_path / "a.h5", np.zeros((3, 2)), coords))
 
 
-def test_values_that_were_never_written_are_not_read_as_zeros(tmp_path: Path) -> None:
+def test_incomplete_features_are_an_error(tmp_path: Path) -> None:
     for name, options in {"contiguous": {}, "chunks": {"chunks": (10, 8)}}.items():
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             features = file.create_dataset("features", shape=(50, 8), dtype="f4", **options)
             file["coords"] = grid(50)
             if options:
-                features[:30] = 1.0  # the writer was killed
+                features[:30] = 1.0  # as if the writer had been killed
         with pytest.raises(DataError, match=r"features of shape \[50, 8\] are not stored completely"):
             open_slide_features(tmp_path / f"{name}.h5")
 
 
-def test_damaged_headers_are_errors_of_their_file(tmp_path: Path) -> None:
+def test_damaged_headers_are_errors(tmp_path: Path) -> None:
     whole = write(tmp_path / "a.h5", np.ones((20, 8), np.float32), grid(20), patch_size=256).read_bytes()
     shape = np.array([20, 8], np.uint64).tobytes()
-    place = whole.index(bytes.fromhex("2000170800177f"))  # the type of 32-bit floats: sizes and places of its parts
+    place = whole.index(bytes.fromhex("2000170800177f"))  # bit layout of the 32-bit float type
     (tmp_path / "type.h5").write_bytes(whole[: place + 6] + b"\xbe\x0e\x0b\x42" + whole[place + 10 :])
     (tmp_path / "size.h5").write_bytes(whole.replace(shape, np.array([20, 2**46], np.uint64).tobytes()))
     for name in ("type.h5", "size.h5"):
@@ -131,7 +131,7 @@ def test_damaged_headers_are_errors_of_their_file(tmp_path: Path) -> None:
     assert all(isinstance(name, str) for name in open_slide_features(tmp_path / "named.h5").attributes)
 
 
-def test_damaged_vectors_are_an_error_of_their_file(tmp_path: Path) -> None:
+def test_damaged_vectors_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     vectors = np.random.default_rng(0).normal(size=(50, 8))
     with h5py.File(path, "w") as file:
@@ -146,7 +146,7 @@ def test_damaged_vectors_are_an_error_of_their_file(tmp_path: Path) -> None:
         slide.vectors()
 
 
-def test_a_missing_filter_of_hdf5_is_not_called_damage(tmp_path: Path) -> None:
+def test_a_missing_hdf5_filter_is_not_reported_as_damage(tmp_path: Path) -> None:
     options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     options.set_chunk((4, 8))
     options.set_filter(32001, h5py.h5z.FLAG_OPTIONAL)  # Blosc
@@ -159,7 +159,7 @@ def test_a_missing_filter_of_hdf5_is_not_called_damage(tmp_path: Path) -> None:
         open_slide_features(tmp_path / "a.h5").vectors()
 
 
-def test_pairs_of_features_are_those_of_the_tiles(configure_file: MakeFile, tmp_path: Path) -> None:
+def test_pairs_of_features_match_pairs_of_tiles(configure_file: MakeFile, tmp_path: Path) -> None:
     config = configure_file()
     workspace = Workspace(config.run)
     store = workspace.tile_store("train")
@@ -170,30 +170,30 @@ def test_pairs_of_features_are_those_of_the_tiles(configure_file: MakeFile, tmp_
     result = clipit.pair(config, features=tmp_path)
     assert result.page is None and result.places is not None
     assert result.places.loc["two:256_0"].tolist() == ["two", 256, 0]
-    own = workspace.pairs.table.to_pandas()
-    assert result.pairs["snippet_id"].tolist() == own["snippet_id"].tolist()
-    assert np.allclose(result.pairs["similarity"], own["score"], atol=2e-3)
+    expected = workspace.pairs.table.to_pandas()
+    assert result.pairs["snippet_id"].tolist() == expected["snippet_id"].tolist()
+    assert np.allclose(result.pairs["similarity"], expected["score"], atol=2e-3)
     assert result.pairs["tile_id"].tolist()[40:42] == ["two:0_0", "two:256_0"]
 
 
-def test_other_feature_files_and_copies_of_slides_are_counted(configure_file: MakeFile, tmp_path: Path) -> None:
+def test_skipped_feature_files_and_copies_of_slides_are_logged(configure_file: MakeFile, tmp_path: Path) -> None:
     folder = tmp_path / "features"
     first = write(folder / "one.h5", np.eye(3, 24), grid(3))
     for name, vectors in (("two.hdf5", np.eye(2, 24)), ("three.H5", np.eye(1, 24)), ("sub/four.h5", np.eye(2, 24))):
         write(folder / name, vectors, grid(len(vectors)))
     shutil.copy(first, folder / "one (1).h5")
     (folder / "five.pt").write_bytes(b"features")
-    (folder / "._one.h5").write_bytes(b"of macOS")
-    said = capture_log()
+    (folder / "._one.h5").write_bytes(b"macOS metadata")
+    lines = capture_log()
     result = clipit.pair(configure_file(), features=folder)
     assert result.places is not None
     assert sorted(set(result.places["slide"])) == ["one", "one (1)", "three", "two"]
-    (unread,) = [line for line in said if "are skipped" in line]
-    assert "2 feature files are skipped" in unread and "five.pt" in unread and "four.h5" in unread
-    assert "note: 1 group of slides has the same features: one (1) = one" in said
+    (skipped,) = [line for line in lines if "are skipped" in line]
+    assert "2 feature files are skipped" in skipped and "five.pt" in skipped and "four.h5" in skipped
+    assert "note: 1 group of slides has the same features: one (1) = one" in lines
 
 
-def test_features_that_do_not_fit_the_vlm_or_are_damaged_are_refused(configure_file: MakeFile, tmp_path: Path) -> None:
+def test_features_that_do_not_match_the_vlm_or_are_damaged_are_errors(configure_file: MakeFile, tmp_path: Path) -> None:
     config = configure_file()
     vlm = Workspace(config.run).vlm
     with pytest.raises(DataError, match=r"do not have the 24 dimensions of .*wrong\.h5 \(3\)"):
@@ -212,24 +212,22 @@ def test_features_that_do_not_fit_the_vlm_or_are_damaged_are_refused(configure_f
     with pytest.raises(DataError, match="1 feature vector is all zeros: zero:256_0"):
         import_features(tmp_path, [write(tmp_path / "zero.h5", damaged, grid(2))], vlm)
     late = np.tile(np.eye(2, 24), (600, 1))
-    late[1100] *= 3  # behind those that are checked at the start
+    late[1100] *= 3  # beyond the rows that are checked first
     with pytest.raises(DataError, match="1 vector has a norm other than 1: late:281600_0"):
         import_features(tmp_path, [write(tmp_path / "late.h5", late, grid(1200))], vlm)
 
 
-def test_features_of_different_encoders_or_exchanged_slides_are_not_paired(
-    configure_file: MakeFile, tmp_path: Path
-) -> None:
+def test_features_of_different_encoders_or_swapped_slides_are_errors(configure_file: MakeFile, tmp_path: Path) -> None:
     vlm = Workspace(configure_file().run).vlm
     first = write(tmp_path / "h5" / "a.h5", np.eye(2, 24), grid(2), name="a", patch_size=256)
     second = write(tmp_path / "h5" / "b.h5", np.eye(3, 24), grid(3), name="b", patch_size=512)
     for path in (first, second):
         with h5py.File(path, "r+") as file:
             file["features"].attrs["encoder"] = "conch_v1"
-    said = capture_log()
+    lines = capture_log()
     assert len(import_features(tmp_path, [first.parent], vlm).ids) == 5
-    assert f"note: the feature files name the encoder conch_v1; the configured VLM is {vlm.name}" in said
-    assert any("the tiles of the slides differ in patch_size" in line for line in said)
+    assert f"note: the feature files name the encoder conch_v1; the configured VLM is {vlm.name}" in lines
+    assert any("the tiles of the slides differ in patch_size" in line for line in lines)
     with h5py.File(second, "r+") as file:
         file["features"].attrs["encoder"] = "uni_v2"
     with pytest.raises(DataError, match=r"computed by different models: conch_v1: 1 \(a\); uni_v2: 1 \(b\)"):

@@ -1,4 +1,4 @@
-"""Provenance columns required in every row of the three studies."""
+"""Provenance columns required in the rows of every study."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,11 +8,11 @@ FILLED = (
     "seed", "versions", "command",
 )  # fmt: skip
 PRESENT = ("prompts", "prompts_hash", "vlm", "vlm_fingerprint", "index", "commit")
-"""May be empty: not used for the score, or not a checkout."""
+"""Columns that may be empty, because the score does not use them or the code is not in a git checkout."""
 
 
-def lacking(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Required columns that are missing, or empty in some row."""
+def missing_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Required columns that are absent, or empty in some row."""
     if not rows:
         return ["rows"]
     missing = [key for key in (*FILLED, *PRESENT) if key not in rows[0]]

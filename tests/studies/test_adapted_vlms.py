@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 
 def change_vlm(config: Any, section: Any, arm: str, seed: int, workspace: Workspace, measure: Any) -> Path:
-    """Stands in for an adaptation: the weights of the VLM changed a little."""
+    """Simulate an adaptation by perturbing the projections of the VLM."""
     folder: Path = config.output / "adapt" / config.name / f"{arm}-seed{seed}"
     shutil.copytree(config.vlm.name, folder / "vlm")
     weights = load_file(folder / "vlm" / "model.safetensors")
@@ -58,7 +58,7 @@ def change_vlm(config: Any, section: Any, arm: str, seed: int, workspace: Worksp
 
 @pytest.fixture(scope="module")
 def keys(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Changes of the small world: a report for each patient, and a different set to forget."""
+    """Configuration keys with a report for each patient and an additional set that measures forgetting."""
     folder = tmp_path_factory.mktemp("adapted")
     rows = [
         {
@@ -120,7 +120,7 @@ def test_adaptations_that_diverge_do_not_stop_the_study(
         clipit.adapt_vlm(file)
 
 
-def test_the_vlm_of_another_adaptation_is_refused(
+def test_a_vlm_of_another_adaptation_is_an_error(
     world: dict[str, Any], keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {"output": str(tmp_path), "adapt.forgetting": {}, "adapt.seeds": [0], "adapt.arms": ["text"]}
@@ -138,7 +138,7 @@ def test_the_vlm_of_another_adaptation_is_refused(
         clipit.adapt_vlm(file)
 
 
-def test_scores_are_those_of_the_adapted_vlm(adapted: tuple[ConfigFile, AdaptationResult]) -> None:
+def test_scores_can_be_reproduced_with_the_adapted_vlm(adapted: tuple[ConfigFile, AdaptationResult]) -> None:
     file, result = adapted
     rows = result.rows
     zero_shot = rows[(rows.task == "zero-shot") & (rows.metric == "balanced_accuracy")]
@@ -160,15 +160,15 @@ def test_scores_are_those_of_the_adapted_vlm(adapted: tuple[ConfigFile, Adaptati
     assert len(probes) == 6 and set(probes.labels) == {24}, "two seeds of each model; labels of train and validation"
 
 
-def test_worse_than_chance_is_said_of_exchanged_words_alone(world: dict[str, Any], tmp_path: Path) -> None:
+def test_worse_than_chance_detects_swapped_class_names_only(world: dict[str, Any], tmp_path: Path) -> None:
     truth = np.repeat([0, 1], 20)
     assert worse_than_chance(truth, 1 - truth) == 0.0
     some_right = np.where(np.arange(40) % 20 < 5, truth, 1 - truth)
     assert worse_than_chance(truth, some_right) == pytest.approx(0.25)
     half_right = np.where(np.arange(40) % 2 == 0, truth, 1 - truth)
     assert worse_than_chance(truth, half_right) is None and worse_than_chance(truth, truth) is None
-    assert worse_than_chance(truth, np.zeros(40, dtype=np.int64)) is None, "one class: exactly chance"
-    assert worse_than_chance(truth[18:22], 1 - truth[18:22]) is None, "four labels show nothing"
+    assert worse_than_chance(truth, np.zeros(40, dtype=np.int64)) is None, "a constant prediction is exactly at chance"
+    assert worse_than_chance(truth[18:22], 1 - truth[18:22]) is None, "four labels are too few"
     config = validate_file(merge(world, {"output": str(tmp_path / "out")}), "test").run
     workspace = Workspace(config)
     classes = workspace.all_tiles.classes
@@ -176,9 +176,9 @@ def test_worse_than_chance_is_said_of_exchanged_words_alone(world: dict[str, Any
     predicted = zero_shot_predictions(workspace, validation.vectors)
     source = Path(world["tiles"]["path"])
     table = pd.read_csv(source, dtype=str, keep_default_na=False)
-    for shift in (0, 1):  # labels as the prompts say, and never so
-        given = [classes[(place + shift) % len(classes)] for place in predicted]
-        labels = dict(zip(validation.ids.tolist(), given, strict=True))
+    for shift in (0, 1):  # labels that always agree with the prompts, and that never do
+        shifted = [classes[(code + shift) % len(classes)] for code in predicted]
+        labels = dict(zip(validation.ids.tolist(), shifted, strict=True))
         changed = table.assign(
             label=[labels.get(path, label) for path, label in zip(table.path, table.label, strict=True)],
             path=[str(source.parent / path) for path in table.path],
@@ -188,19 +188,21 @@ def test_worse_than_chance_is_said_of_exchanged_words_alone(world: dict[str, Any
         keys = {"output": str(tmp_path / str(shift)), "tiles": {"path": str(path)}}
         config = validate_file(merge(world, keys), "test").run
         workspace = Workspace(config)
-        found = measure_tiles(config, ProbingConfig(), workspace, joint_features(workspace), (0,))
-        used = int((workspace.tiles(0).of_split("validation").labels >= 0).sum())  # not those that the seed hides
-        assert found.below_chance == ((0.0, used) if shift else None)
+        scores = measure_tiles(config, ProbingConfig(), workspace, joint_features(workspace), (0,))
+        used = int((workspace.tiles(0).of_split("validation").labels >= 0).sum())  # labels kept by the seed
+        assert scores.below_chance == ((0.0, used) if shift else None)
 
 
 def zero_shot_predictions(workspace: Workspace, vectors: np.ndarray) -> np.ndarray:
-    """The class of the most similar prompts of each vector."""
+    """Class whose prompts are most similar to each vector."""
     assert workspace.prompts is not None
     classes = prompt_embeddings(workspace.prompts, workspace.encode, None, workspace.all_tiles.classes)
     return np.asarray((vectors @ classes.T).argmax(axis=1))
 
 
-def test_the_card_of_an_adapted_vlm_has_the_scores_of_its_seed(adapted: tuple[ConfigFile, AdaptationResult]) -> None:
+def test_the_card_of_an_adapted_vlm_contains_the_scores_of_its_seed(
+    adapted: tuple[ConfigFile, AdaptationResult],
+) -> None:
     result = adapted[1]
     card = (result.vlm("text", 1) / "README.md").read_text(encoding="utf-8")
     score = next(s for s in result.numbers["scores"] if s["task"] == "zero-shot" and s["metric"] == "auroc")
@@ -222,7 +224,7 @@ def test_the_card_of_an_adapted_vlm_has_the_scores_of_its_seed(adapted: tuple[Co
         ({"reports.path": "missing.jsonl"}, "missing.jsonl"),
     ],
 )
-def test_what_no_arm_could_be_trained_on_is_found_before_the_vlm_is_measured(
+def test_invalid_arms_are_errors_before_the_vlm_is_measured(
     world: dict[str, Any], keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any], message: str,
 ) -> None:  # fmt: skip
@@ -231,7 +233,7 @@ def test_what_no_arm_could_be_trained_on_is_found_before_the_vlm_is_measured(
         clipit.adapt_vlm(validate_file(merge(world, nested(keys | changes | {"output": str(tmp_path)})), "test"))
 
 
-def test_without_test_tiles_the_page_says_what_is_missing_and_nothing_about_them() -> None:
+def test_page_without_test_tiles() -> None:
     content = AdaptContent([], [], examples={"images": training_counts({"tiles": 30, "texts": 9, "own": 3}, "images")})
     text = render_markdown("x", "", adapt_sections(content), adapt_verdict(content))
     assert "could not be evaluated without labelled test tiles" in text
@@ -239,7 +241,7 @@ def test_without_test_tiles_the_page_says_what_is_missing_and_nothing_about_them
     assert "images" in text and "distinct texts" not in text and "reports used (of patients" in text
 
 
-def test_differences_are_paired_and_the_tasks_have_their_own_families(
+def test_differences_are_paired_within_and_between_tasks(
     adapted: tuple[ConfigFile, AdaptationResult],
 ) -> None:
     table, scores = adapted[1].table, adapted[1].scores
@@ -249,13 +251,15 @@ def test_differences_are_paired_and_the_tasks_have_their_own_families(
     means = scores.query("task == 'zero-shot' and metric == 'auroc'").set_index("model")["mean"]
     assert line["difference"] == pytest.approx(means["text"] - means["shuffled_text"])
     assert line["low"] <= line["difference"] <= line["high"]
-    found = set(zip(table.task, table.model, table.reference_task, table.reference, strict=True))
-    assert ("zero-shot", "text", "linear probe", "before") in found
-    assert ("zero-shot, <other>", "text", "zero-shot, <other>", "before") in found
-    assert ("text to image", "text", "text to image", "shuffled_text") in found
+    comparisons = set(zip(table.task, table.model, table.reference_task, table.reference, strict=True))
+    assert ("zero-shot", "text", "linear probe", "before") in comparisons
+    assert ("zero-shot, <other>", "text", "zero-shot, <other>", "before") in comparisons
+    assert ("text to image", "text", "text to image", "shuffled_text") in comparisons
 
 
-def test_the_other_set_is_the_same_here_and_so_are_its_scores(adapted: tuple[ConfigFile, AdaptationResult]) -> None:
+def test_an_additional_set_with_the_same_tiles_has_the_same_scores(
+    adapted: tuple[ConfigFile, AdaptationResult],
+) -> None:
     means = adapted[1].scores.set_index(["task", "model", "metric"])["mean"]
     for model in ("before", "text"):
         assert means["zero-shot", model, "auroc"] == means["zero-shot, <other>", model, "auroc"]
@@ -280,9 +284,7 @@ def test_the_page_escapes_names_and_gives_the_verdict(adapted: tuple[ConfigFile,
         ({"adapt.forgetting": {"x": {"config": "missing.yaml"}}}, "missing.yaml"),
     ],
 )
-def test_wrong_additional_sets_are_refused_before_anything_is_read(
-    configure_file: MakeFile, changes: dict[str, Any], message: str
-) -> None:
+def test_invalid_additional_sets_are_errors(configure_file: MakeFile, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         clipit.adapt_vlm(configure_file(changes))
 
@@ -292,12 +294,12 @@ def test_the_template_works_for_pairs_without_reports_and_its_defaults_for_bags(
     assert file.run.reports is None and file.adapt.bags.snippets <= file.run.pairing.k
 
 
-def test_cases_need_tiles(world: dict[str, Any]) -> None:
+def test_cases_require_tiles(world: dict[str, Any]) -> None:
     with pytest.raises(ClipitError, match="has no tiles"):
         clipit.adapt_vlm(validate_file(world | {"tiles": {"source": "table", "path": NO_TILES}}, "test"))
 
 
-def test_pairs_are_written_for_another_trainer(
+def test_pairs_can_be_exported_for_other_trainers(
     world: dict[str, Any], keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     from clipit.cli.main import main
@@ -305,7 +307,7 @@ def test_pairs_are_written_for_another_trainer(
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(merge(world, nested(keys))))
     command = ["clipit", "adapt", "--config", str(path), "--write-pairs", str(tmp_path / "pairs")]
-    command.append("--adapt.batch_size=5000")  # nothing is trained, so a batch need not be filled
+    command.append("--adapt.batch_size=5000")  # the batch size does not matter because nothing is trained
     monkeypatch.setattr("sys.argv", command)
     main()
     assert "validation" in capsys.readouterr().out
@@ -318,7 +320,7 @@ def test_pairs_are_written_for_another_trainer(
         assert wrong[-2] in capsys.readouterr().err
 
 
-def test_two_processes_measure_what_one_does(world: dict[str, Any], keys: dict[str, Any], tmp_path: Path) -> None:
+def test_two_processes_give_the_same_scores_as_one(world: dict[str, Any], keys: dict[str, Any], tmp_path: Path) -> None:
     changes = {"adapt.seeds": [0], "adapt.arms": ["text"], "adapt.steps": 2, "adapt.micro_batch": 3}
     values = merge(world, nested(keys | changes | {"output": str(tmp_path / "one")}))
     one = clipit.adapt_vlm(validate_file(values, "test"))
@@ -343,7 +345,7 @@ UP, FLAT = ([0.2, 0.21, 0.22], (0.1, 0.3)), ([-0.02, 0.0, 0.02], (-0.1, 0.1))
 
 
 @pytest.mark.parametrize(
-    ("against", "risen", "verdict", "also"),
+    ("from_controls", "of_controls", "verdict", "addition"),
     [
         (UP, FLAT, "The text helped", "and more than with shuffled texts and with images alone"),
         (FLAT, UP, "Better than before, but so is a control", "not shown to be more than the change"),
@@ -357,13 +359,13 @@ UP, FLAT = ([0.2, 0.21, 0.22], (0.1, 0.3)), ([-0.02, 0.0, 0.02], (-0.1, 0.1))
         (([0.2, 0.2], (0.1, 0.3)), FLAT, "Better than before, but the comparison", "no spread over seeds"),
     ],
 )
-def test_the_verdict_names_a_control_only_if_it_rose_and_decides_nothing_without_an_interval_over_seeds(
-    against: Any, risen: Any, verdict: str, also: str
+def test_verdict_by_differences_from_controls(
+    from_controls: Any, of_controls: Any, verdict: str, addition: str
 ) -> None:
     controls = ("shuffled_text", "images")
     contrasts = [_difference("text", "before", *UP)]
-    contrasts += [_difference(arm, "before", *risen) for arm in controls]
-    contrasts += [_difference("text", arm, *against) for arm in controls]
+    contrasts += [_difference(arm, "before", *of_controls) for arm in controls]
+    contrasts += [_difference("text", arm, *from_controls) for arm in controls]
     text = adapt_verdict(AdaptContent([], contrasts))
-    assert text.startswith(verdict + (":" if verdict.endswith("control") else "")) and also in text
-    assert ("but so is a control" in text) == (against is FLAT and risen is UP)
+    assert text.startswith(verdict + (":" if verdict.endswith("control") else "")) and addition in text
+    assert ("but so is a control" in text) == (from_controls is FLAT and of_controls is UP)

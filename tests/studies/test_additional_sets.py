@@ -1,4 +1,4 @@
-"""Additional sets of a study of adapted VLMs: without the patients and images that the VLM is adapted on."""
+"""Additional sets of a study of adapted VLMs, checked for patients and images of the adaptation."""
 
 import json
 from pathlib import Path
@@ -17,12 +17,12 @@ from clipit.studies.adapted_vlms.additional_sets import AdditionalSet, check_add
 from clipit.vlm_training.examples import make_examples, validation_examples
 from clipit.workspace.workspace import Workspace
 
-OWN_TILES = {"train": "validation", "test": ["train", "test"]}
-"""Splits of a set whose test split has the training tiles of the small world as well."""
+OVERLAPPING_SPLITS = {"train": "validation", "test": ["train", "test"]}
+"""Splits whose test split also contains the training tiles of the small world."""
 
 
 def study_file(world: dict[str, Any], folder: Path, tiles: dict[str, Any], **keys: Any) -> ConfigFile:
-    """The small world with a report of each training and validation patient, and an additional set of these tiles."""
+    """Configuration with a report for each training and validation patient, and an additional set of `tiles`."""
     other = {"tiles": {"source": "table", "labels": {"kind": "all"}, **tiles}, "prompts": world["prompts"]}
     (folder / "other.yaml").write_text(yaml.safe_dump(other | {"name": "other", "leaks": {"policy": "off"}}))
     rows = [
@@ -38,7 +38,7 @@ def study_file(world: dict[str, Any], folder: Path, tiles: dict[str, Any], **key
     return validate_file(merge(world, nested(changes | keys)), "test")
 
 
-def checked(file: ConfigFile, config: RunConfig | None = None) -> AdditionalSet:
+def check_set(file: ConfigFile, config: RunConfig | None = None) -> AdditionalSet:
     config, section = config or file.run, file.adapt
     workspace = Workspace(config)
     examples = [] if section.data == "bags" else [make_examples(config, section, "text", 0, "train", workspace)]
@@ -47,27 +47,23 @@ def checked(file: ConfigFile, config: RunConfig | None = None) -> AdditionalSet:
     return check_additional_sets(config, section, workspace, read_additional_sets(config, section), examples)["x"]
 
 
-def test_patients_and_images_of_the_adaptation_follow_the_policy_of_leaks(
-    world: dict[str, Any], tmp_path: Path
-) -> None:
-    tiles = {"path": world["tiles"]["path"], "splits": OWN_TILES, "validation_fraction": 0.3}
+def test_patients_of_the_adaptation_follow_the_leaks_policy(world: dict[str, Any], tmp_path: Path) -> None:
+    tiles = {"path": world["tiles"]["path"], "splits": OVERLAPPING_SPLITS, "validation_fraction": 0.3}
     file = study_file(world, tmp_path, tiles)
-    found = checked(file)
-    assert len(found.tests) == 24 and all("test-" in name for name in found.tests.tolist())
-    (note,) = found.notes
+    checked = check_set(file)
+    assert len(checked.tests) == 24 and all("test-" in name for name in checked.tests.tolist())
+    (note,) = checked.notes
     assert note.startswith("adapt.forgetting.x: 72 of 96 new tiles") and note.endswith("dropped")
     for policy, count in (("note", 96), ("off", 96)):
         leaks = file.run.leaks.model_copy(update={"policy": policy})
-        kept = checked(file, file.run.model_copy(update={"leaks": leaks}))
+        kept = check_set(file, file.run.model_copy(update={"leaks": leaks}))
         assert len(kept.tests) == count and bool(kept.notes) == (policy == "note")
     strict = file.run.leaks.model_copy(update={"policy": "error"})
     with pytest.raises(DataError, match=r"(?s)72 of 96 new tiles.*adapt\.forgetting\.x.*leaks\.policy=exclude"):
-        checked(file, file.run.model_copy(update={"leaks": strict}))
+        check_set(file, file.run.model_copy(update={"leaks": strict}))
 
 
-def test_images_count_where_no_patient_is_named_and_patients_of_mined_reports_as_well(
-    world: dict[str, Any], tmp_path: Path
-) -> None:
+def test_leaks_by_pixels_and_by_patients_of_mined_reports(world: dict[str, Any], tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     source = Path(world["tiles"]["path"]).parent / "images"
     (tmp_path / "a.png").write_bytes((source / "train-000.png").read_bytes())
@@ -76,7 +72,7 @@ def test_images_count_where_no_patient_is_named_and_patients_of_mined_reports_as
     rows = ["path,label,split,group", "a.png,gland,test,", "b.png,stroma,test,elsewhere-1", "c.png,tumour,test,apart"]
     (tmp_path / "other.csv").write_text("\n".join(rows) + "\n")
     tiles = {"path": str(tmp_path / "other.csv")}
-    cases = checked(study_file(world, tmp_path, tiles))
+    cases = check_set(study_file(world, tmp_path, tiles))
     assert cases.tests.tolist() == ["b.png", "c.png"] and "with the same pixels" in cases.notes[0]
-    bags = checked(study_file(world, tmp_path, tiles, **{"adapt.data": "bags", "adapt.bags.snippets": 1}))
+    bags = check_set(study_file(world, tmp_path, tiles, **{"adapt.data": "bags", "adapt.bags.snippets": 1}))
     assert bags.tests.tolist() == ["a.png", "c.png"] and "adapt.forgetting.x" in bags.notes[0]

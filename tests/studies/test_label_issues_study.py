@@ -1,4 +1,4 @@
-"""The check of labels on a small world with flipped labels: its files, its page, and bad input."""
+"""The label issues study on a small world with flipped labels: files, page and errors."""
 
 import csv
 import json
@@ -65,11 +65,10 @@ def file(world: dict[str, Any], table: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def checked(file: ConfigFile) -> LabelIssuesResult:
-    """Result of the check."""
     return clipit.find_label_issues(file)
 
 
-def test_flipped_labels_come_first_in_the_table(checked: LabelIssuesResult) -> None:
+def test_flipped_labels_are_ranked_first(checked: LabelIssuesResult) -> None:
     tiles = checked.tiles
     assert len(tiles) == 96 and set(tiles["split"]) == {"train", "validation"}
     assert set(tiles["tile"][:5]) == set(FLIPPED)
@@ -104,7 +103,7 @@ def test_the_ranking_is_scored_against_verified_labels(checked: LabelIssuesResul
     assert sum(row["suspicious"] for row in record["classes"]) == suspicious == record["facts"]["suspicious labels"]
 
 
-def test_the_page_has_as_many_tiles_as_are_asked_for_with_pictures(checked: LabelIssuesResult) -> None:
+def test_the_page_shows_the_requested_number_of_tiles(checked: LabelIssuesResult) -> None:
     text = checked.page.read_text(encoding="utf-8")
     assert "The ranking is by the probability of the given label alone" in text
     assert text.count('<tr><th scope="row"><img alt="tile ') == 4
@@ -122,26 +121,26 @@ def test_the_page_has_as_many_tiles_as_are_asked_for_with_pictures(checked: Labe
         (f"tile,label\n{FLIPPED[0]},\n", r"(?s)no checked tile has a verified label.*write the class"),
     ],
 )
-def test_wrong_verified_labels_are_refused(file: ConfigFile, tmp_path: Path, text: str, problem: str) -> None:
+def test_invalid_verified_labels_are_errors(file: ConfigFile, tmp_path: Path, text: str, problem: str) -> None:
     path = tmp_path / "verified.csv"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=problem):
         read_verified(path, Workspace(file.run).all_tiles)
 
 
-def test_cells_left_empty_and_whole_numbers_with_decimals_are_read(file: ConfigFile, tmp_path: Path) -> None:
+def test_empty_verified_labels_and_whole_numbers_with_decimals(file: ConfigFile, tmp_path: Path) -> None:
     tiles = Workspace(file.run).all_tiles
     tiles = replace(tiles, classes=tuple(str(number) for number in range(len(tiles.classes))))
     path = tmp_path / "verified.csv"
     rows = [f"{FLIPPED[0]},1.0", f"{FLIPPED[1]},", f"{FLIPPED[2]} , 0", "elsewhere,1"]
     path.write_text("\n".join(["tile,label", *rows]) + "\n", encoding="utf-8")
-    said = capture_log()
+    log_lines = capture_log()
     verified = dict(zip(tiles.ids.tolist(), read_verified(path, tiles).tolist(), strict=True))
     assert [verified[name] for name in FLIPPED[:3]] == [1, -1, 0]
-    assert any("ignored labels for 1 tile that is not among the checked tiles: elsewhere" in line for line in said)
+    assert any("ignored labels for 1 tile that is not among the checked tiles: elsewhere" in line for line in log_lines)
 
 
-def test_verified_labels_are_read_before_anything_is_embedded(file: ConfigFile, tmp_path: Path) -> None:
+def test_verified_labels_are_validated_before_embedding(file: ConfigFile, tmp_path: Path) -> None:
     path = tmp_path / "verified.csv"
     path.write_text("tile,label\nelsewhere,gland\n", encoding="utf-8")
     keys = {"output": str(tmp_path / "out"), "label_issues.verified": str(path)}
@@ -150,14 +149,14 @@ def test_verified_labels_are_read_before_anything_is_embedded(file: ConfigFile, 
     assert not list((tmp_path / "out").rglob("tile_store-*"))
 
 
-def test_a_split_without_labels_is_refused(file: ConfigFile) -> None:
+def test_splits_without_labels_are_an_error(file: ConfigFile) -> None:
     keys = {"tiles.labels": {"kind": "none"}}
     with pytest.raises(DataError, match="no labelled tiles in train, validation"):
         clipit.find_label_issues(clipit.load_config(file, keys))
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium here: the page was not opened in a browser")
-def test_the_page_runs_no_text_of_the_user_and_can_be_filtered(tmp_path: Path) -> None:
+@pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")
+def test_the_page_escapes_user_text_and_can_be_filtered(tmp_path: Path) -> None:
     near = [LabelledTile(HOSTILE, HOSTILE, HOSTILE, None)]
     tiles = [
         SuspiciousTile(LabelledTile(f"tile{n}", HOSTILE, "P1", None), "train", 0.01, "gland", 0.9, near)
@@ -169,14 +168,14 @@ def test_the_page_runs_no_text_of_the_user_and_can_be_filtered(tmp_path: Path) -
     then = """addEventListener("load", () => {
       const input = document.querySelector(".filter input");
       input.value = "tile1"; input.dispatchEvent(new Event("input"));
-      document.body.dataset.told = document.querySelector(".filter output").textContent; });"""
+      document.body.dataset.count = document.querySelector(".filter output").textContent; });"""
     dom = opened(text, tmp_path, then=then)
     title = re.search("<title>(.*?)</title>", dom)
     assert title and title[1] == "checked"
-    assert 'data-told="1 of 3 rows"' in dom
+    assert 'data-count="1 of 3 rows"' in dom
 
 
-def test_backbone_features_give_the_same_tiles(file: ConfigFile) -> None:
+def test_backbone_features_find_the_same_tiles(file: ConfigFile) -> None:
     keys = {"label_issues.features": "backbone", "name": "backbone", "label_issues.verified": None}
     tiles = clipit.find_label_issues(clipit.load_config(file, keys)).tiles
     assert len(tiles) == 96 and np.isin(FLIPPED, tiles["tile"][:8]).all()

@@ -1,4 +1,4 @@
-"""The probing study on a small world: scores can be reproduced from the files on disk."""
+"""The probing study on a small world: reproducible scores, provenance, and errors."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 from sklearn.neighbors import KNeighborsClassifier
-from study_records import lacking
+from study_records import missing_columns
 from tiny_models import MakeConfig, MakeFile
 
 import clipit
@@ -49,7 +49,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def captions(tmp_path_factory: pytest.TempPathFactory, world: dict[str, Any]) -> Path:
-    """A text for every second test tile, under its id."""
+    """Table with a caption for every second test tile."""
     path = tmp_path_factory.mktemp("captions") / "captions.csv"
     lines = [
         f"images/test-{i:03d}.png,an image of {'tumour' if i % 3 else 'gland'} with nuclei" for i in range(0, 24, 2)
@@ -62,7 +62,7 @@ def captions(tmp_path_factory: pytest.TempPathFactory, world: dict[str, Any]) ->
 def probed(
     world: dict[str, Any], shared_output: Path, captions: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[ConfigFile, Path, Path]:
-    """Configuration, run and tables of one probing with a run."""
+    """Configuration, run and result folder of a probing study."""
     from clipit.config.load import merge, nested, validate_file
 
     keys = SMALL | {"probing.captions": str(captions), "arm": "clip_it_all", "name": "probed"}
@@ -71,7 +71,7 @@ def probed(
     return file, run, clipit.probe(file, run).folder
 
 
-def test_the_rows_in_python_are_those_of_the_table(probed: tuple[ConfigFile, Path, Path]) -> None:
+def test_rows_in_python_match_the_table(probed: tuple[ConfigFile, Path, Path]) -> None:
     result = ProbeResult(probed[2])
     assert len(result.rows) == pq.read_table(probed[2] / "probing.parquet").num_rows
     assert result.page.is_file() and result.report.is_file()
@@ -116,19 +116,19 @@ def test_retrieval_between_tiles_prompts_and_captions(probed: tuple[ConfigFile, 
     _, _, folder = probed
     assert {row["n"] for row in rows_of(folder, task="text (class prompts) to image")} == {3}
     assert {row["k"] for row in rows_of(folder, task="image to text (single prompts)")} == {1, 5}
-    found = {(row["task"], row["k"]): row for row in rows_of(folder, metric="recall")}
-    assert found["caption to image", 50]["value"] == 1.0
-    assert found["caption to image", 50]["n"] == 12, "every caption is a query"
-    assert found["image to caption", 1]["n"] == 12
-    assert found["image to caption", 1]["random"] == pytest.approx(1 / 12)
-    assert found["caption to image", 5]["random"] == pytest.approx(5 / 24)
+    recall = {(row["task"], row["k"]): row for row in rows_of(folder, metric="recall")}
+    assert recall["caption to image", 50]["value"] == 1.0
+    assert recall["caption to image", 50]["n"] == 12, "every caption is a query"
+    assert recall["image to caption", 1]["n"] == 12
+    assert recall["image to caption", 1]["random"] == pytest.approx(1 / 12)
+    assert recall["caption to image", 5]["random"] == pytest.approx(5 / 24)
 
 
-def test_the_runs_own_predictions_and_provenance_are_in_the_table(probed: tuple[ConfigFile, Path, Path]) -> None:
+def test_predictions_of_the_run_and_provenance_are_in_the_table(probed: tuple[ConfigFile, Path, Path]) -> None:
     _, run, folder = probed
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))["splits"]["test"]
-    own = rows_of(folder, task="own head", metric="accuracy")[0]
-    assert own["value"] == pytest.approx(results["metrics"]["accuracy"]["value"])
+    own_head = rows_of(folder, task="own head", metric="accuracy")[0]
+    assert own_head["value"] == pytest.approx(results["metrics"]["accuracy"]["value"])
     prompted = rows_of(folder, task="zero_shot, student", metric="accuracy")[0]
     assert prompted["value"] == pytest.approx(results["zero_shot"]["metrics"]["accuracy"]["value"])
     facts = json.loads((folder / "probing.json").read_text(encoding="utf-8"))
@@ -136,9 +136,9 @@ def test_the_runs_own_predictions_and_provenance_are_in_the_table(probed: tuple[
     assert facts["subjects"]["VLM, joint space"]["preprocess"]
     assert {"tiles", "commit", "command", "prompts"} <= set(facts)
     rows = rows_of(folder)
-    assert not lacking(rows)
-    asked = {row["task"] for row in rows if row["prompts_hash"]}
-    assert asked == {
+    assert not missing_columns(rows)
+    prompt_tasks = {row["task"] for row in rows if row["prompts_hash"]}
+    assert prompt_tasks == {
         "zero_shot", "zero_shot, centred", "zero_shot, student", "text (class prompts) to image",
         "image to text (single prompts)",
     }  # fmt: skip
@@ -149,22 +149,23 @@ def test_the_runs_own_predictions_and_provenance_are_in_the_table(probed: tuple[
 
 def test_features_that_saw_labels_are_marked(probed: tuple[ConfigFile, Path, Path], tmp_path: Path) -> None:
     _, run, folder = probed
-    told = {row["subject"]: row["features_saw_labels"] for row in rows_of(folder, task="few_shot")}
-    assert told.pop(f"classifier {run.name}") == "true" and set(told.values()) == {"false"}
+    saw_labels_by_subject = {row["subject"]: row["features_saw_labels"] for row in rows_of(folder, task="few_shot")}
+    assert saw_labels_by_subject.pop(f"classifier {run.name}") == "true" and set(saw_labels_by_subject.values()) == {
+        "false"
+    }
     page = (folder / "probing.html").read_text(encoding="utf-8")
     assert "saw labels" in page and "does not measure label efficiency" in page
 
-    def of(tuning: str, labels: int, validation: int) -> str:
-        """Of a run with so many labels."""
+    def saw_labels_of_run(tuning: str, labels: int, validation: int) -> str:
         (tmp_path / "config.yaml").write_text(f"backbone: {{tuning: {tuning}}}", encoding="utf-8")
         counts = {"training_labels": labels, "validation_labels": validation}
         (tmp_path / "training.json").write_text(json.dumps(counts), encoding="utf-8")
         return saw_labels(tmp_path)
 
-    assert saw_labels(tmp_path) == "unknown", "its folder does not tell"
-    assert of("lora", 12, 12) == of("lora", 0, 12) == "true"
-    assert of("lora", 0, 0) == of("frozen", 12, 12) == "false"
-    of("lora", 12, 12)
+    assert saw_labels(tmp_path) == "unknown", "the folder has no record"
+    assert saw_labels_of_run("lora", 12, 12) == saw_labels_of_run("lora", 0, 12) == "true"
+    assert saw_labels_of_run("lora", 0, 0) == saw_labels_of_run("frozen", 12, 12) == "false"
+    saw_labels_of_run("lora", 12, 12)
     (tmp_path / "training.json").unlink()
     assert saw_labels(tmp_path) == "unknown"
     (tmp_path / "config.yaml").write_text("a: [", encoding="utf-8")
@@ -185,24 +186,24 @@ def test_classifier_features_are_the_inputs_of_its_head(probed: tuple[ConfigFile
     expected = np.log(probabilities)
     np.testing.assert_allclose(logits - logits[:, :1], expected - expected[:, :1], atol=1e-3)
     untrained = backbone_features(config, workspace).vectors["test"]
-    assert np.abs(untrained - features).max() > 1e-3, "the adapter is merged"
+    assert np.abs(untrained - features).max() > 1e-3, "the adapter is not merged"
 
 
 def test_features_are_cached(probed: tuple[ConfigFile, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     config = probed[0].run
     first = backbone_features(config, Workspace(config)).vectors
 
-    def no_reading(self: object, index: int) -> None:
+    def fail_to_read(self: object, index: int) -> None:
         raise AssertionError("a tile was read again")
 
-    monkeypatch.setattr("clipit.tiles.tileset.TileSet.read", no_reading)
+    monkeypatch.setattr("clipit.tiles.tileset.TileSet.read", fail_to_read)
     workspace = Workspace(config)
     monkeypatch.setattr(workspace, "warn_about_view", lambda *a, **k: None)
-    again = backbone_features(config, workspace).vectors
-    assert all((first[split] == again[split]).all() for split in first)
+    cached = backbone_features(config, workspace).vectors
+    assert all((first[split] == cached[split]).all() for split in first)
 
 
-def test_a_run_of_another_configuration_and_a_folder_without_a_run_are_refused(
+def test_runs_of_another_configuration_and_folders_without_a_run_are_errors(
     probed: tuple[ConfigFile, Path, Path], tmp_path: Path
 ) -> None:
     file, run, _ = probed
@@ -241,7 +242,7 @@ def test_the_page_states_the_classes_that_the_scores_cover(
     assert "the other 2 of 3 classes" in page
 
 
-def test_invalid_captions_are_refused(tmp_path: Path) -> None:
+def test_invalid_captions_are_errors(tmp_path: Path) -> None:
     known = np.array(["007", "b"])
     path = tmp_path / "captions.csv"
 
@@ -282,7 +283,7 @@ def test_long_captions_with_line_breaks(tmp_path: Path) -> None:
     assert read_captions(path, np.array(ids)) == (ids, [text] * len(ids))
 
 
-def test_training_tiles_find_the_snippets_of_their_pairs(configure: MakeConfig) -> None:
+def test_retrieved_texts_of_training_tiles_match_their_pairs(configure: MakeConfig) -> None:
     for block in (7, 4096):
         workspace = Workspace(configure({"pairing.block": block}))
         pairs = dict(
@@ -296,7 +297,7 @@ def test_training_tiles_find_the_snippets_of_their_pairs(configure: MakeConfig) 
     assert mean_snippets(workspace, prepare_rules(workspace), none).shape == (0, dim)
 
 
-def test_text_only_and_image_probe_predict_the_test_tiles_and_write_no_pair(configure: MakeConfig) -> None:
+def test_text_only_and_image_probe_predict_test_tiles_without_writing_pairs(configure: MakeConfig) -> None:
     workspace = Workspace(configure())
     pairs = workspace.pairs.table.num_rows
     before = sorted(path.name for path in workspace.root.iterdir())
@@ -304,10 +305,10 @@ def test_text_only_and_image_probe_predict_the_test_tiles_and_write_no_pair(conf
     test = workspace.all_tiles.of_split("test")
     assert text.ids.tolist() == image.ids.tolist() == test.ids.tolist()
     assert not np.allclose(text.probabilities, image.probabilities)
-    known = {path.name for path in workspace.root.iterdir()} - set(before)
-    assert not any(name.startswith("pairs") for name in known)
+    created = {path.name for path in workspace.root.iterdir()} - set(before)
+    assert not any(name.startswith("pairs") for name in created)
     assert workspace.pairs.table.num_rows == pairs == 72
-    found = complementarity(image, text, 10)
-    assert found.tiles == 24
+    counts = complementarity(image, text, 10)
+    assert counts.tiles == 24
     accuracy = compute_metrics(image.labels, image.probabilities)["accuracy"]
-    assert (found.both + found.only_vision) / 24 == pytest.approx(accuracy)
+    assert (counts.both + counts.only_vision) / 24 == pytest.approx(accuracy)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from launching import run_program
 from no_plots import PROMPT_PLOTS, leave_out_plots
-from study_records import lacking
+from study_records import missing_columns
 
 import clipit
 from clipit.config.file import ConfigFile
@@ -54,7 +54,7 @@ def simple(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def two_sets(world: dict[str, Any], shared_output: Path, simple: str) -> tuple[ConfigFile, Path]:
-    """Configuration and folder of a study of rich and simple prompts; nobody changes its files."""
+    """Configuration and folder of a study of rich and simple prompts, which tests must not modify."""
     keys = nested({**KEYS, "name": "ways", "prompt_study.simple": simple, "note": "A note."})
     config = validate_file(merge({**world, "output": shared_output}, keys), "test")
     return config, study(config)
@@ -62,7 +62,7 @@ def two_sets(world: dict[str, Any], shared_output: Path, simple: str) -> tuple[C
 
 @pytest.fixture(autouse=True)
 def no_plots(two_sets: tuple[ConfigFile, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the plots of the shared study, which is made first, are drawn."""
+    """Skip drawing all plots except those of the shared study, which runs first."""
     leave_out_plots(monkeypatch, PROMPT_PLOTS)
 
 
@@ -81,13 +81,13 @@ def test_every_prompt_variant_has_a_row(two_sets: tuple[ConfigFile, Path]) -> No
     config, folder = two_sets
     workspace = Workspace(config.run)
     rows = rows_of(folder)
-    asked = {(row["subject"], row["prompts"]) for row in rows}
-    assert asked == {(who, what) for who in ("VLM", "VLM, centred") for what in ("plain", "small")}
-    for subject, prompts in asked:
-        own = [row for row in rows if (row["subject"], row["prompts"]) == (subject, prompts)]
-        kinds = [row["kind"] for row in own]
+    variants = {(row["subject"], row["prompts"]) for row in rows}
+    assert variants == {(subject, prompts) for subject in ("VLM", "VLM, centred") for prompts in ("plain", "small")}
+    for subject, prompts in variants:
+        variant_rows = [row for row in rows if (row["subject"], row["prompts"]) == (subject, prompts)]
+        kinds = [row["kind"] for row in variant_rows]
         assert (kinds.count("mode"), kinds.count("draw"), kinds.count("cell")) == (3, 7, 2 * 2 * 3 * 2)
-        assert {row["split"] for row in own} == {"test"} and {row["tiles"] for row in own} == {24}
+        assert {row["split"] for row in variant_rows} == {"test"} and {row["tiles"] for row in variant_rows} == {24}
     ensemble = next(r for r in rows if (r["subject"], r["prompts"], r["mode"]) == ("VLM", "small", "ensemble"))
     test = workspace.all_tiles.of_split("test")
     store = workspace.tile_store("test")
@@ -111,29 +111,31 @@ def test_the_page_has_tables_plots_and_notes(two_sets: tuple[ConfigFile, Path]) 
         "without their labels",
     ):
         assert part in text
-    cut = next(line for line in text.splitlines() if line.startswith("| plain") and "the prompt set" in line)
-    assert [cell.strip() for cell in cut.split("|")[3:6]] == ["3", "1", "2"]
+    truncated = next(line for line in text.splitlines() if line.startswith("| plain") and "the prompt set" in line)
+    assert [cell.strip() for cell in truncated.split("|")[3:6]] == ["3", "1", "2"]
     for picture in ("prompts_spread.png", "prompts_grid.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_difference_of_rich_and_simple_prompts_is_written_to_json(two_sets: tuple[ConfigFile, Path]) -> None:
+def test_differences_of_rich_and_simple_prompts_are_written_to_json(two_sets: tuple[ConfigFile, Path]) -> None:
     config, folder = two_sets
-    told = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
-    assert told["commit"] is not None and told["command"] and told["versions"] and told["config"]["name"] == "ways"
-    found = {(row["subject"], row["metric"]): row for row in told["differences"]}
+    record = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
+    assert (
+        record["commit"] is not None and record["command"] and record["versions"] and record["config"]["name"] == "ways"
+    )
+    differences = {(row["subject"], row["metric"]): row for row in record["differences"]}
     rows = {
         (row["subject"], row["prompts"]): row
         for row in rows_of(folder)
         if row["kind"] == "mode" and row["mode"] == "ensemble"
     }
-    assert {who for who, _ in found} == {"VLM", "VLM, centred"}
-    for (subject, metric), row in found.items():
+    assert {subject for subject, _ in differences} == {"VLM", "VLM, centred"}
+    for (subject, metric), row in differences.items():
         rich, plain = rows[subject, "small"], rows[subject, "plain"]
         assert row["value"] == pytest.approx(rich[metric] - plain[metric], abs=1e-6)
         assert (row["rich_hash"], row["simple_hash"]) == (rich["prompts_hash"], plain["prompts_hash"])
         assert (row["resamples"], row["seed"], row["tiles"]) == (20, config.run.seed, 24)
-    shown = found["VLM", "balanced_accuracy"]
+    shown = differences["VLM", "balanced_accuracy"]
     assert shown["low"] <= shown["high"]
     text = (folder / "prompts.md").read_text(encoding="utf-8")
     assert f"{shown['value']:+.3f} [{shown['low']:+.3f}, {shown['high']:+.3f}]" in text
@@ -150,18 +152,18 @@ def test_every_row_has_its_provenance(two_sets: tuple[ConfigFile, Path]) -> None
     config, folder = two_sets
     workspace = Workspace(config.run)
     rows = rows_of(folder)
-    assert not lacking(rows)
+    assert not missing_columns(rows)
     assert all(row["prompts"] and row["prompts_hash"] for row in rows)
     assert {row["classes"] for row in rows} == {3} and {row["metric"] for row in rows} == {"balanced_accuracy"}
     assert {row["pixels"] for row in rows} == {32} and {row["preprocess"] for row in rows} == {
         workspace.vlm.preprocess.hash
     }
     assert {row["vlm_fingerprint"] for row in rows} == {workspace.vlm.fingerprint}
-    moved = {row["subject"] for row in rows if row["index"] == workspace.index.artifact.fingerprint}
-    assert moved == {"VLM, centred"}, "the snippets' mean has a part in these figures only"
+    centred_subjects = {row["subject"] for row in rows if row["index"] == workspace.index.artifact.fingerprint}
+    assert centred_subjects == {"VLM, centred"}, "only centred scores depend on the mean of the snippets"
 
 
-def test_cut_tokens_are_counted(configure_file: Callable[..., ConfigFile], simple: str) -> None:
+def test_truncated_tokens_are_counted(configure_file: Callable[..., ConfigFile], simple: str) -> None:
     config = configure_file(KEYS, name="cut", prompts=simple)
     workspace = Workspace(config.run)
     rows = rows_of(study(config))
@@ -180,25 +182,23 @@ def test_the_study_is_reproducible_and_depends_on_the_seed(configure_file: Calla
     assert rows_of(study(other)) != first
 
 
-def test_a_student_is_scored_in_the_space_it_was_trained_in(
-    configure_file: Callable[..., ConfigFile], tmp_path: Path
-) -> None:
-    config = configure_file(KEYS, name="asked", output=tmp_path, arm="clip_it_all", **{"training.steps": 2})
+def test_a_student_is_scored_in_its_training_space(configure_file: Callable[..., ConfigFile], tmp_path: Path) -> None:
+    config = configure_file(KEYS, name="student", output=tmp_path, arm="clip_it_all", **{"training.steps": 2})
     workspace = Workspace(config.run)
     run = train_run(config.run, workspace)
     folder = study(config, run)
-    assert folder.name == f"asked-{run.name}"
+    assert folder.name == f"student-{run.name}"
     rows = rows_of(folder)
     student = next(row for row in rows if row["subject"] == f"student {run.name}" and row["mode"] == "ensemble")
-    assert not lacking(rows)
+    assert not missing_columns(rows)
     assert student["run_seed"] == 0 and student["fingerprint"] != workspace.vlm.fingerprint
     scores = json.loads((run / "results.json").read_text(encoding="utf-8"))["splits"]["test"]["zero_shot"]["metrics"]
     assert student["balanced_accuracy"] == pytest.approx(scores["balanced_accuracy"]["value"])
     assert student["ece"] == pytest.approx(scores["ece"]["value"], abs=1e-4)
 
 
-def test_a_student_without_text_is_refused(configure_file: Callable[..., ConfigFile], tmp_path: Path) -> None:
-    config = configure_file(KEYS, name="mute", output=tmp_path, arm="image_only", **{"training.steps": 1})
+def test_a_student_without_text_is_an_error(configure_file: Callable[..., ConfigFile], tmp_path: Path) -> None:
+    config = configure_file(KEYS, name="without-text", output=tmp_path, arm="image_only", **{"training.steps": 1})
     workspace = Workspace(config.run)
     run = train_run(config.run, workspace)
     with pytest.raises(ModelError, match="trained without text"):
@@ -207,24 +207,24 @@ def test_a_student_without_text_is_refused(configure_file: Callable[..., ConfigF
         study(config, tmp_path / "nowhere")
 
 
-def test_invalid_prompt_sets_are_refused(configure_file: Callable[..., ConfigFile], world: dict[str, Any]) -> None:
-    def refused(**keys: Any) -> None:
-        config = configure_file(KEYS | keys, name="refused")
+def test_invalid_prompt_sets_are_errors(configure_file: Callable[..., ConfigFile], world: dict[str, Any]) -> None:
+    def run_study(**keys: Any) -> None:
+        config = configure_file(KEYS | keys, name="invalid")
         study(config)
 
     with pytest.raises(ConfigError, match="no prompt set"):
-        refused(prompts=None)
+        run_study(prompts=None)
     with pytest.raises(DataError, match="without prompts: gland"):
-        refused(prompts="pcam")
+        run_study(prompts="pcam")
     with pytest.raises(DataError, match="without prompts: gland"):
-        refused(**{"prompt_study.simple": "pcam"})
+        run_study(**{"prompt_study.simple": "pcam"})
     with pytest.raises(ConfigError, match="have the same name, small"):
-        refused(**{"prompt_study.simple": world["prompts"]})
+        run_study(**{"prompt_study.simple": world["prompts"]})
     with pytest.raises(ConfigError, match="must contain each of"):
-        refused(**{"prompt_study.templates": ["an image of {}"]})
+        run_study(**{"prompt_study.templates": ["an image of {}"]})
 
 
-def test_screening_tiles_are_training_tiles_and_drawn_by_seed(configure_file: Callable[..., ConfigFile]) -> None:
+def test_screening_tiles_are_training_tiles_drawn_by_seed(configure_file: Callable[..., ConfigFile]) -> None:
     config = configure_file(KEYS)
     test, screening = select_tiles(config.run, config.prompt_study, Workspace(config.run))
     assert set(test.splits) == {"test"} and set(screening.splits) == {"train"}
@@ -237,7 +237,6 @@ def test_no_text_is_embedded_twice() -> None:
     seen: list[str] = []
 
     def encode(texts: Any) -> np.ndarray:
-        """Lengths of the texts."""
         seen.extend(texts)
         return np.array([[len(text), 1.0] for text in texts], dtype=np.float32)
 
@@ -248,7 +247,7 @@ def test_no_text_is_embedded_twice() -> None:
 
 
 def test_only_centred_embeddings_need_reports(world: dict[str, Any], tmp_path: Path) -> None:
-    values = {**world, "reports": {"min_words": 3}, "output": str(tmp_path / "out"), "name": "silent"}
+    values = {**world, "reports": {"min_words": 3}, "output": str(tmp_path / "out"), "name": "no-reports"}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     centred = clipit.load_config(tmp_path / "c.yaml", {"prompt_study.centred": True, "probing.centred": True})
     assert centred.run.reports is None
@@ -258,4 +257,4 @@ def test_only_centred_embeddings_need_reports(world: dict[str, Any], tmp_path: P
     command = ("-m", "clipit", "prompts", "study", "--config", str(tmp_path / "c.yaml"), "--prompt_study.draws=2")
     done = run_program(*command)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "out/prompts/silent/prompts.parquet").is_file()
+    assert (tmp_path / "out/prompts/no-reports/prompts.parquet").is_file()

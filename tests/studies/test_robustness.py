@@ -1,4 +1,4 @@
-"""The robustness study on a small world: scores can be reproduced, processes agree, errors are clear."""
+"""The robustness study on a small world: reproducible scores, two processes, and errors."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ import torch
 from launching import ROOT, run_program, run_two
 from no_plots import ROBUSTNESS_PLOTS, leave_out_plots
 from PIL import Image
-from study_records import lacking
+from study_records import missing_columns
 from tiny_models import MakeConfig, MakeFile, with_run
 
 from clipit.cli.robustness import main as robustness_command
@@ -40,8 +40,11 @@ from clipit.workspace.workspace import Workspace
 pytestmark = pytest.mark.slow
 
 
-def small(world: dict[str, Any]) -> dict[str, Any]:
-    """Few levels; as shifted sets the same tiles, and those of training, which are enough to draw batches from."""
+def small_study(world: dict[str, Any]) -> dict[str, Any]:
+    """Configuration keys with few levels, and the test and training tiles as shifted sets.
+
+    The training tiles suffice to draw batches from.
+    """
     return {
         "robustness.perturbations": {"macenko": [0.1], "blur": [1.0, 2.0], "jpeg": [20]},
         "robustness.metric": "accuracy",
@@ -67,8 +70,8 @@ def measure(file: ConfigFile, runs: list[Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(world: dict[str, Any], shared_output: Path) -> tuple[ConfigFile, list[Path], Path]:
-    """Configuration, runs (image only, with text, late fusion) and tables."""
-    file = validate_file(merge({**world, "output": shared_output}, nested(small(world))), "test")
+    """Configuration, runs (image only, with text, late fusion) and result folder of a study."""
+    file = validate_file(merge({**world, "output": shared_output}, nested(small_study(world))), "test")
     late = {"base": "clip_it_all", "student.head": "late_fusion", "student.projector_layers": 2}
     file = with_run(file, arms={"late": late})
     arms = ("image_only", "clip_it_all", "late")
@@ -78,7 +81,7 @@ def measured(world: dict[str, Any], shared_output: Path) -> tuple[ConfigFile, li
 
 @pytest.fixture(autouse=True)
 def no_plots(measured: tuple[ConfigFile, list[Path], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the plots of the shared study, which is made first, are drawn."""
+    """Skip drawing all plots except those of the shared study, which runs first."""
     leave_out_plots(monkeypatch, ROBUSTNESS_PLOTS)
 
 
@@ -102,8 +105,8 @@ def test_readouts_match_the_stored_predictions(measured: tuple[ConfigFile, list[
         np.testing.assert_allclose(subject.readouts["head"](vectors["head"]), written.probabilities[rows], atol=1e-4)
         assert ("zero-shot" in subject.readouts) == (written.zero_shot is not None)
         if written.zero_shot is not None:
-            found = subject.readouts["zero-shot"](vectors["zero-shot"])
-            np.testing.assert_allclose(found, written.zero_shot[rows], atol=1e-3)
+            probabilities = subject.readouts["zero-shot"](vectors["zero-shot"])
+            np.testing.assert_allclose(probabilities, written.zero_shot[rows], atol=1e-3)
 
 
 def test_a_level_of_a_curve_can_be_reproduced(measured: tuple[ConfigFile, list[Path], Path]) -> None:
@@ -129,7 +132,7 @@ def test_a_level_of_a_curve_can_be_reproduced(measured: tuple[ConfigFile, list[P
 def test_every_row_has_its_provenance(measured: tuple[ConfigFile, list[Path], Path]) -> None:
     _, runs, folder = measured
     rows = rows_of(folder)
-    assert not lacking(rows)
+    assert not missing_columns(rows)
     assert all(bool(row["prompts_hash"]) == (row["output"] == "zero-shot") for row in rows)
     texts = rows_of(folder, subject=runs[1].name)
     assert all(row["pairs"] and row["index"] and row["vlm_fingerprint"] for row in texts)
@@ -152,7 +155,7 @@ def test_calibration_is_fitted_on_validation_and_measured_on_test(
     assert all(row["value"] is not None or "no temperature" in row["reason"] for row in after)
 
 
-def test_adaptation_rows_have_the_change_the_verdict_and_reasons(measured: tuple[ConfigFile, list[Path], Path]) -> None:
+def test_adaptation_rows_have_changes_verdicts_and_reasons(measured: tuple[ConfigFile, list[Path], Path]) -> None:
     _, runs, folder = measured
     rows = rows_of(folder, analysis="adaptation", perturbation=None)
     assert {row["test_set"] for row in rows} == {"test", "elsewhere", "others"}
@@ -189,46 +192,46 @@ def test_adaptation_of_perturbed_tiles_can_be_reproduced(measured: tuple[ConfigF
     (curve,) = rows_of(folder, analysis="curve", perturbation="blur", level=2.0, subject=runs[0].name, output="head")
     assert curve["value"] == row["unadapted"] and row["bootstrap"] == 20
     assert row["change"] == pytest.approx(row["value"] - row["unadapted"])
-    if row["change_low"] is None:  # the same in all resamples
+    if row["change_low"] is None:  # the change is the same in all resamples
         assert row["change_high"] is None
     else:
         assert row["change_low"] <= row["change"] <= row["change_high"]
 
 
-def test_the_guards_errors_are_counted_per_adaptation_over_all_settings(
+def test_errors_of_the_guard_are_counted_by_method_and_setting(
     measured: tuple[ConfigFile, list[Path], Path],
 ) -> None:
     _, _, folder = measured
-    told = json.loads((folder / "robustness.json").read_text(encoding="utf-8"))["guard"]
+    records = json.loads((folder / "robustness.json").read_text(encoding="utf-8"))["guard"]
     rows, batches = (rows_of(folder, analysis=what) for what in ("adaptation", "batch"))
     measured_rows = pd.DataFrame([*rows, *batches], dtype=object)
-    assert told == [summary.flatten() for summary in summarise_guard(measured_rows)]
-    settings = {(found["method"], found["settings"]): found for found in told}
+    assert records == [summary.flatten() for summary in summarise_guard(measured_rows)]
+    settings = {(record["method"], record["settings"]): record for record in records}
     kinds = ("test and shifted sets", "macenko", "blur", "jpeg")
     assert {kind for _, kind in settings} == {*kinds, WHOLE_SETS, BATCHES}
     for method in ("feature statistics (transductive)", "transductive, text prior"):
         drawn = [row for row in batches if row["method"] == method and row["value"] is not None]
         assert settings[method, BATCHES]["cases"] == len(drawn) > 0
         assert {row["metric"] for row in drawn} == {settings[method, BATCHES]["metric"]} == {"accuracy"}
-        own = [row for row in rows if row["method"] == method and row["value"] is not None]
-        found = settings[method, WHOLE_SETS]
-        assert found["cases"] == len(own) > 0
-        sure = [row for row in own if row["change_low"] is not None]
+        method_rows = [row for row in rows if row["method"] == method and row["value"] is not None]
+        record = settings[method, WHOLE_SETS]
+        assert record["cases"] == len(method_rows) > 0
+        sure = [row for row in method_rows if row["change_low"] is not None]
         lost = [row for row in sure if row["change_high"] < 0]
         gained = [row for row in sure if row["change_low"] > 0]
         wrong = [row for row in lost if row["guard"] == "accepted"]
         missed = [row for row in gained if row["guard"] == "refused"]
-        assert (found["harmful"], found["helpful"]) == (len(lost), len(gained))
-        assert (found["let_through"], found["refused"]) == (len(wrong), len(missed))
-        assert found["share_let_through"] == (len(wrong) / len(lost) if lost else None)
-        assert found["share_refused"] == (len(missed) / len(gained) if gained else None)
-        assert found["without_interval"] == len(own) - len(sure)
-        assert sum(settings[method, kind]["cases"] for kind in kinds) == len(own)
+        assert (record["harmful"], record["helpful"]) == (len(lost), len(gained))
+        assert (record["let_through"], record["refused"]) == (len(wrong), len(missed))
+        assert record["share_let_through"] == (len(wrong) / len(lost) if lost else None)
+        assert record["share_refused"] == (len(missed) / len(gained) if gained else None)
+        assert record["without_interval"] == len(method_rows) - len(sure)
+        assert sum(settings[method, kind]["cases"] for kind in kinds) == len(method_rows)
         by_model = rows_of(folder, analysis="guard", method=method, settings=BATCHES)
         for count in ("cases", "accepted", "harmful", "let_through", "helpful", "refused"):
             assert sum(row[count] for row in by_model) == settings[method, BATCHES][count]
     blur = settings["feature statistics (transductive)", "blur"]
-    # two levels: two heads that can be adapted, and the answers in words of two runs and of the VLM
+    # two levels; two adaptable heads, and the zero-shot outputs of two runs and of the VLM
     assert blur["cases"] == 2 * (2 + 3)
     text = (folder / "robustness.md").read_text(encoding="utf-8")
     worth = settings["feature statistics (transductive)", WHOLE_SETS]
@@ -264,7 +267,12 @@ def test_two_processes_write_the_same_rows(
 ) -> None:
     _, runs, folder = measured
     record = tmp_path / "record.csv"
-    options = [f"--config={write_config(small(world))}", f"--run={runs[0]}", f"--run={runs[1]}", f"--record={record}"]
+    options = [
+        f"--config={write_config(small_study(world))}",
+        f"--run={runs[0]}",
+        f"--run={runs[1]}",
+        f"--record={record}",
+    ]
     done = run_two(ROOT / "scripts" / "robustness.py", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("tables:") == done.stdout.count("page:") == 1
@@ -304,7 +312,7 @@ def test_two_processes_write_the_same_rows(
         assert row["value"] is None or row["value"] == pytest.approx(one[key]["value"], abs=1e-4)
 
 
-def test_the_command_asks_for_a_run_first_and_never_for_reports(
+def test_the_command_requires_a_run_but_no_reports(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["clipit robustness", "--config", "own_table", "--tiles.path=absent.csv"])
@@ -314,7 +322,7 @@ def test_the_command_asks_for_a_run_first_and_never_for_reports(
     assert "nothing to evaluate" in error and "--run" in error and "reports" not in error
 
 
-def test_invalid_runs_and_shifted_sets_are_refused(
+def test_invalid_runs_and_shifted_sets_are_errors(
     measured: tuple[ConfigFile, list[Path], Path], configure_file: MakeFile, world: dict[str, Any], tmp_path: Path
 ) -> None:
     file, runs, _ = measured
@@ -323,32 +331,34 @@ def test_invalid_runs_and_shifted_sets_are_refused(
     with pytest.raises(DataError, match="nothing to evaluate"):
         measure(with_run(file, prompts=None, tiles=file.run.tiles.model_copy(update={"path": "absent.csv"})), [])
     others = {"source": "table", "path": world["tiles"]["path"], "class_map": {"gland": "gland"}}
-    fewer = configure_file(small(world) | {"comparison.shifted": {"fewer": others}})
+    fewer = configure_file(small_study(world) | {"comparison.shifted": {"fewer": others}})
     with pytest.raises(DataError, match=r"(?s)the shifted set has the classes gland; .*comparison.shifted.fewer"):
         measure(fewer, runs[:1])
-    swapped = configure_file(small(world) | {"tiles.classes": ["tumour", "gland", "stroma"]})
+    swapped = configure_file(small_study(world) | {"tiles.classes": ["tumour", "gland", "stroma"]})
     with pytest.raises(DataError, match="the classifier has the classes gland, stroma, tumour"):
         measure(swapped, runs[:1])
-    few_labels = configure_file(small(world) | {"tiles.labels.value": 4, "arm": "image_only", "name": "few"})
+    few_labels = configure_file(small_study(world) | {"tiles.labels.value": 4, "arm": "image_only", "name": "few"})
     folder = measure(few_labels, [train_run(few_labels.run)])
     (row,) = rows_of(folder, analysis="calibration", subject="image_only-seed0", state="after", metric="ece")
     assert row["value"] is None and "needs at least 20 validation labels; there are 12" in row["reason"]
-    less = configure_file(small(world) | {"tiles.splits": {"test": "validation", "validation": "test"}})
+    less = configure_file(small_study(world) | {"tiles.splits": {"test": "validation", "validation": "test"}})
     with pytest.raises(DataError, match="splits or labels of 48 tiles differ"):
         measure(less, runs[:1])
     done = run_program(ROOT / "scripts/robustness.py", "--config", tmp_path / "none.yaml", "--run", runs[0])
     assert done.returncode == 2 and "no such configuration file" in done.stderr
 
 
-def test_batches_have_the_drawn_class_proportions_and_exhaust_no_class(configure: MakeConfig) -> None:
+def test_drawn_batches_have_skewed_class_proportions(configure: MakeConfig) -> None:
     tiles = Workspace(configure()).all_tiles
     batches = list(draw_batches(tiles, 2, "test", 0))
     assert batches and all(20 <= len(rows) == len(set(rows.tolist())) <= 200 for _, rows in batches)
     largest = [np.bincount(tiles.labels[rows]).max() / len(rows) for law, rows in batches if law == 0.3]
-    assert np.mean(largest) > 0.5, "three classes, and far from a third each"
+    assert np.mean(largest) > 0.5, "class proportions should be far from uniform"
     same = list(draw_batches(tiles, 2, "test", 0))
     assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(batches, same, strict=True))
-    assert not list(draw_batches(tiles.select(tiles.labels == 0), 2, "test", 0)), "one class has no other shares"
+    assert not list(draw_batches(tiles.select(tiles.labels == 0), 2, "test", 0)), (
+        "a single class has only one proportion"
+    )
     assert not list(draw_batches(tiles.select(np.arange(19)), 2, "test", 0))
 
 
@@ -361,7 +371,7 @@ def test_without_adaptation_there_are_no_adaptation_rows(
     assert {row["analysis"] for row in rows_of(folder)} == {"curve", "shifted", "calibration"}
 
 
-def test_a_sample_is_spread_over_classes_and_does_not_depend_on_rows(configure: MakeConfig) -> None:
+def test_sampled_tiles_are_balanced_and_do_not_depend_on_row_order(configure: MakeConfig) -> None:
     tiles = Workspace(configure()).all_tiles.of_split("train")
     few = sample_tiles(tiles, 9, labelled=True)
     assert np.bincount(few.labels).tolist() == [3, 3, 3]

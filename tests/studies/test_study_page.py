@@ -32,10 +32,10 @@ class Row(StudyRow):
 def table() -> pd.DataFrame:
     rows = [Row(subject="a", value=0.5, bins=[1]), Row(subject="b", seed=7)]
     models = {"a": {"model": "m", "seed": 1}, "b": {"model": "n", "seed": 2}}
-    return add_provenance(rows, {"split": "test", "model": "nobody", **collect_provenance()}, models)
+    return add_provenance(rows, {"split": "test", "model": "default", **collect_provenance()}, models)
 
 
-def test_values_of_a_row_precede_those_of_its_model_and_of_the_study() -> None:
+def test_values_of_a_row_override_those_of_its_model_and_of_the_study() -> None:
     frame = table()
     first, second = frame.itertuples()
     assert set(PROVENANCE) <= set(frame.columns) and list(frame.columns)[: len(PROVENANCE)] == list(PROVENANCE)
@@ -50,18 +50,18 @@ def test_constant_columns_are_shown_once() -> None:
     constant, rows = section.parts
     assert isinstance(constant, Table) and isinstance(rows, Rows)
     assert ("split", "test") in [tuple(row) for row in constant.rows] and "metric" not in str(constant.rows)
-    assert list(rows.header) == ["subject", "value", "model", "seed"], "columns of lists stay in the file"
+    assert list(rows.header) == ["subject", "value", "model", "seed"], "columns of lists are only in the file"
     assert rows.rows == [["a", 0.5, "m", 1], ["b", None, "n", 7]]
     assert all_rows_section(table().iloc[:0], "x.parquet").parts == [Text("There are no rows.")]
 
 
-def test_cells_are_pivoted_in_order_of_appearance_and_missing_ones_are_empty() -> None:
+def test_pivoted_cells_keep_their_order_and_missing_cells_are_empty() -> None:
     frame = pd.DataFrame({"model": ["b", "b", "a"], "k": [5, 1, 1], "value": [0.5, None, 0.25]}, dtype=object)
     headings, lines = pivot_cells(frame, ["model"], "k", lambda row: str(row.value))
     assert headings == [5, 1] and lines == [["b", "0.5", "None"], ["a", "", "0.25"]]
 
 
-def test_undefined_values_are_listed_once_or_not_at_all() -> None:
+def test_undefined_values_are_listed_once() -> None:
     assert undefined_section([], "x") == []
     (section,) = undefined_section([("b", "y"), ("a", "x"), ("b", "y")], "x")
     (table,) = section.parts
@@ -77,7 +77,7 @@ def test_markdown_page_and_table_have_the_same_content(tmp_path: Path) -> None:
         Figure(Path("dot.png"), "A dot", source="x.parquet: dot"),
         Text("![](https://a.b/c.png)"),
     ]
-    (leftover := tmp_path / ".x.md.999999999.tmp").write_text("of a killed process", encoding="utf-8")
+    (leftover := tmp_path / ".x.md.999999999.tmp").write_text("leftover", encoding="utf-8")
     write_study(tmp_path, "x", "Title", "Beware.", [PageSection("First", parts)], table())
     assert not leftover.exists()
     markdown = (tmp_path / "x.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Pages of the three studies, written by the studies themselves, in a headless browser."""
+"""Pages of the studies in a headless browser."""
 
 import html
 import re
@@ -17,7 +17,7 @@ from clipit.workspace.workspace import Workspace
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM, reason="no chromium here: the pages were not opened in a browser"),
+    pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed"),
 ]
 KEYS = {
     "note": HOSTILE,
@@ -41,14 +41,14 @@ addEventListener("load", () => {
   const box = boxes[boxes.length - 1], input = box.querySelector("input");
   input.value = "WORDS";
   input.dispatchEvent(new Event("input"));
-  document.body.dataset.told = box.querySelector("output").textContent;
+  document.body.dataset.count = box.querySelector("output").textContent;
   document.body.dataset.wide = String(document.documentElement.scrollWidth > innerWidth);
 });"""
 
 
 @pytest.fixture(scope="module")
 def folders(world: dict[str, Any], shared_output: Path) -> dict[str, Path]:
-    """Name -> folder of each study."""
+    """Folder of each study by name."""
     file = validate_file(merge({**world, "output": shared_output}, nested(KEYS)), "test")
 
     return {
@@ -59,30 +59,32 @@ def folders(world: dict[str, Any], shared_output: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(
-    ("name", "pictures", "words", "column"),
+    ("name", "pictures", "filter_text", "column"),
     [
         ("prompts", 2, "cell", "kind"),
         ("probing", 1, "few_shot", "task"),
         ("robustness", 3, "adaptation", "analysis"),
     ],
 )
-def test_a_studys_page_is_self_contained_and_can_be_filtered(
-    folders: dict[str, Path], tmp_path: Path, name: str, pictures: int, words: str, column: str
+def test_pages_of_studies_are_self_contained_and_can_be_filtered(
+    folders: dict[str, Path], tmp_path: Path, name: str, pictures: int, filter_text: str, column: str
 ) -> None:
     text = (folders[name] / f"{name}.html").read_text(encoding="utf-8")
     alone = tmp_path / "elsewhere"
     alone.mkdir()
     dom = opened(text, alone)
     title = re.search("<title>(.*?)</title>", dom)
-    assert title and "seen" in title[1] and "taken" not in title[1], "no word of a note or a prompt runs as a script"
+    assert title and "seen" in title[1] and "taken" not in title[1], (
+        "text of notes and prompts does not run as a script"
+    )
     assert html.escape(HOSTILE, quote=False) in dom
-    assert not re.search(r'(?:src|href)="(?!data:|#)', dom), "nothing is loaded from anywhere"
+    assert not re.search(r'(?:src|href)="(?!data:|#)', dom), "the page loads no external resources"
     rows = pq.read_table(folders[name] / f"{name}.parquet").to_pylist()
-    kept = sum(row[column] == words for row in rows)
-    dom = opened(text, alone, then=WATCH.replace("WORDS", words))
+    kept = sum(row[column] == filter_text for row in rows)
+    dom = opened(text, alone, then=WATCH.replace("WORDS", filter_text))
     assert f'data-pictures="{pictures} true"' in dom
-    assert f'data-told="{kept} of {len(rows)} rows"' in dom
-    assert 'data-wide="false"' in dom, "tables scroll, the page does not"
+    assert f'data-count="{kept} of {len(rows)} rows"' in dom
+    assert 'data-wide="false"' in dom, "the page is too wide"
     assert "<title>taken" not in dom
     sources = re.findall(r'<details class="source"[^>]*><summary>source</summary><p>(.*?)</p>', dom)
     assert sources and all(f"from {name}" in source for source in sources)

@@ -61,7 +61,7 @@ def test_metadata_by_patient_matches_tcga_barcodes_of_any_length(tmp_path: Path)
     assert [(r.group, r.label) for r in reports] == [("TCGA-AB-1234", "6"), ("TCGA-AB-1235", "8")]
 
 
-def test_columns_of_the_reports_themselves_are_still_read(tmp_path: Path) -> None:
+def test_columns_of_the_reports_are_read_with_metadata(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text(json.dumps({"id": "a", "text": "A tumour.", "patient": "P1"}) + "\n", encoding="utf-8")
     metadata = table(tmp_path / "m.csv", "group,status", "P1,wild")
@@ -88,14 +88,14 @@ def test_columns_of_the_reports_themselves_are_still_read(tmp_path: Path) -> Non
         (("report_id,status", "q,y"), "no report has a row; the report ids are a"),
     ],
 )
-def test_tables_that_cannot_be_joined(tmp_path: Path, lines: tuple[str, ...], message: str) -> None:
+def test_metadata_that_cannot_be_joined_is_an_error(tmp_path: Path, lines: tuple[str, ...], message: str) -> None:
     folder = texts(tmp_path / "texts", "a")
     config = ReportsConfig(path=str(folder), metadata=table(tmp_path / "m.csv", *lines), label_column="status")
     with pytest.raises(DataError, match=message):
         read_reports(config)
 
 
-def test_reports_without_ids_cannot_be_joined_by_report(tmp_path: Path) -> None:
+def test_reports_without_ids_cannot_be_joined_by_id(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text("report_id,text\na,A tumour.\n", encoding="utf-8")
     metadata = table(tmp_path / "m.csv", "report,status", "a,wild")
@@ -107,7 +107,7 @@ def test_reports_without_ids_cannot_be_joined_by_report(tmp_path: Path) -> None:
     assert report.label == "wild"
 
 
-def test_columns_with_other_names_and_file_names_without_folder(tmp_path: Path) -> None:
+def test_metadata_id_column_and_file_names_without_folder(tmp_path: Path) -> None:
     folder = texts(tmp_path / "texts", "a", "b")
     (folder / "deep").mkdir()
     (folder / "a.txt").rename(folder / "deep" / "a.txt")
@@ -151,7 +151,7 @@ REAL = Path(os.environ.get("CLIPIT_TEST_DATA", "absent")) / "reports"
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="set CLIPIT_TEST_DATA to the folder with real reports")
-def test_gleason_scores_of_an_xlsx_join_the_prostate_reports() -> None:
+def test_gleason_scores_of_an_xlsx_file_are_joined_with_prostate_reports() -> None:
     config = ReportsConfig(
         path=str(REAL / "tcga_prad_reports_denoised.zip"),
         metadata=str(REAL / "tcga_prad_gleason_labels.xlsx"),

@@ -104,7 +104,7 @@ def test_replacement_characters_are_a_problem(tmp_path: Path) -> None:
 
 
 def test_lone_surrogates_are_a_problem(tmp_path: Path) -> None:
-    """Python produces them for undecodable bytes with errors="surrogateescape"."""
+    """Decoding with errors="surrogateescape" produces lone surrogates."""
     texts = ["Mucosa \udcfcber dem Pr\udce4parat.", "Skin nevus \ud83d", "Polyp \U0001f600."]
     (tmp_path / "r.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     [problem] = read_reports(ReportsConfig(path=str(tmp_path / "r.jsonl"))).problems

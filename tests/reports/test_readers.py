@@ -57,14 +57,14 @@ def test_ids_of_text_lines_are_derived_from_their_content(tmp_path: Path) -> Non
     path.write_bytes(b"\xef\xbb\xbfColon.\r\n\r\nLiver.\nColon.\n")
     first = read(path)
     assert [report.text for report in first.reports] == ["Colon.", "Liver.", "Colon."]
-    colon, liver, again = (report.report_id for report in first.reports)
-    assert again == f"{colon}-2" and len(colon) == 12
+    colon, liver, duplicate = (report.report_id for report in first.reports)
+    assert duplicate == f"{colon}-2" and len(colon) == 12
     assert first.empty == 1 and "line 2: empty report" in first.problems[0]
     path.write_text("Liver.\nColon.\n", encoding="utf-8")
     assert {report.report_id for report in read(path).reports} == {colon, liver}
 
 
-def test_folder_and_zip_of_texts_agree(tmp_path: Path) -> None:
+def test_folder_and_zip_of_texts_give_the_same_reports(tmp_path: Path) -> None:
     folder = tmp_path / "texts"
     (folder / "deep").mkdir(parents=True)
     (folder / "b.txt").write_text("Liver.", encoding="utf-8")
@@ -229,7 +229,7 @@ def test_undecodable_zip_member_is_named(tmp_path: Path) -> None:
         ("wide.txt", "C\0o\0l\0o\0n\0", {}, "probably utf-16-le"),
     ],
 )
-def test_bad_input(tmp_path: Path, name: str, content: str, keys: dict[str, Any], message: str) -> None:
+def test_invalid_input_is_an_error(tmp_path: Path, name: str, content: str, keys: dict[str, Any], message: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=message) as caught:
         read(tmp_path / name, **keys)
@@ -237,7 +237,7 @@ def test_bad_input(tmp_path: Path, name: str, content: str, keys: dict[str, Any]
 
 
 @pytest.mark.parametrize("name", ["gone.txt", "gone.csv", "gone"])
-def test_missing_source(tmp_path: Path, name: str) -> None:
+def test_missing_source_is_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "Gone.csv").touch()
     with pytest.raises(DataError, match=r"no such report file or folder; .* contains Gone\.csv\n"):
         read(tmp_path / name)
@@ -282,7 +282,7 @@ def test_empty_rows_are_skipped(tmp_path: Path, name: str) -> None:
     path.write_text("\n".join(lines).replace(",", mark), encoding="utf-8")
     corpus = read(path, id_column="id")
     assert [(report.report_id, report.text) for report in corpus.reports] == [("1", "Colon."), ("2", "Rectum.")]
-    assert corpus.empty == 1  # report 3
+    assert corpus.empty == 1  # the report with id 3
     path.write_text('text\nColon.\n""\n', encoding="utf-8")
     assert read(path).empty == 1
 
@@ -342,7 +342,7 @@ def test_utf_16_without_a_byte_order_mark_is_read_if_configured(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("encoding", ["rot13", "base64", "zip", "undefined", "utf\0"])
-def test_codecs_that_are_not_text_encodings(tmp_path: Path, encoding: str) -> None:
+def test_codecs_that_are_not_text_encodings_are_an_error(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.txt").write_text("x", encoding="utf-8")
     with pytest.raises(ConfigError, match="unknown text encoding"):
         read(tmp_path / "a.txt", encoding=encoding)
@@ -412,7 +412,7 @@ def test_missing_values_in_parquet(tmp_path: Path) -> None:
     assert [(r.group, r.label) for r in corpus] == [("1.5", "mucin"), (None, None)]
 
 
-def test_parquet_that_is_not_utf8(tmp_path: Path) -> None:
+def test_invalid_utf_8_in_parquet_is_an_error(tmp_path: Path) -> None:
     cells = pa.array([b"Adenoma."] * 2000 + [b"caf\xe9"], pa.binary())
     wrong = pa.StringArray.from_buffers(len(cells), *cells.buffers()[1:])
     pq.write_table(pa.table({"text": wrong}), tmp_path / "a.parquet")
@@ -422,7 +422,7 @@ def test_parquet_that_is_not_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["date32", "timestamp", "duration"])
 @pytest.mark.parametrize("folder", [False, True])
-def test_dates_that_python_cannot_represent(tmp_path: Path, kind: str, folder: bool) -> None:
+def test_dates_that_python_cannot_represent_are_an_error(tmp_path: Path, kind: str, folder: bool) -> None:
     types = {"date32": pa.date32(), "timestamp": pa.timestamp("ms"), "duration": pa.duration("s")}
     numbers = pa.array([0, 10_000_000 if kind == "date32" else 10**15], pa.int32() if kind == "date32" else pa.int64())
     path = tmp_path / "a.parquet"
@@ -472,7 +472,7 @@ def test_an_empty_corpus_lists_its_problems(tmp_path: Path) -> None:
         read(tmp_path / "a.csv")
 
 
-def test_reports_whose_names_differ_only_in_the_case_of_the_suffix(tmp_path: Path) -> None:
+def test_report_files_that_differ_only_in_the_case_of_the_suffix_are_an_error(tmp_path: Path) -> None:
     for name in ("a.txt", "a.TXT"):
         (tmp_path / name).write_text("Tubular adenoma.", encoding="utf-8")
     with pytest.raises(DataError, match=r"two reports have the id 'a'(?s:.*)a\.TXT(?s:.*)fix: rename one of the files"):
@@ -523,7 +523,7 @@ def test_zip_bombs_are_rejected_before_unpacking(tmp_path: Path) -> None:
         read(tmp_path / "many.zip")
 
 
-def test_zip_members_that_differ_only_in_their_slashes(tmp_path: Path) -> None:
+def test_zip_members_that_differ_only_in_their_slashes_are_an_error(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "texts.zip", "w") as archive:
         archive.writestr("a/b.txt", "Colon.")
         archive.writestr("a\\b.txt", "Liver.")

@@ -47,14 +47,14 @@ def common_prefix_length(one: str, other: str) -> int:
 
 def recovered_share(report: str, pieces: str) -> float:
     """Share of a report's letters and digits that occur in its pieces in the same order."""
-    wanted, found = ("".join(filter(str.isalnum, text)) for text in (report, pieces))
-    if wanted == found:
+    expected, actual = ("".join(filter(str.isalnum, text)) for text in (report, pieces))
+    if expected == actual:
         return 1.0
-    start = common_prefix_length(wanted, found)
-    end = common_prefix_length(wanted[start:][::-1], found[start:][::-1])
-    middle, other = wanted[start : len(wanted) - end], found[start : len(found) - end]
+    start = common_prefix_length(expected, actual)
+    end = common_prefix_length(expected[start:][::-1], actual[start:][::-1])
+    middle, other = expected[start : len(expected) - end], actual[start : len(actual) - end]
     blocks = difflib.SequenceMatcher(None, middle, other, autojunk=False).get_matching_blocks()
-    return (start + end + sum(block.size for block in blocks)) / max(len(wanted), 1)
+    return (start + end + sum(block.size for block in blocks)) / max(len(expected), 1)
 
 
 @pytest.mark.parametrize(("path", "n_reports"), [(COLON, 376), (PROSTATE, 404)], ids=["colon", "prostate"])

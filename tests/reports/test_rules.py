@@ -400,14 +400,14 @@ def test_an_uncertain_mention_has_no_class(text: str) -> None:
         "MSI-H is unlikely.",
     ],
 )
-def test_what_is_not_ruled_out_is_uncertain(text: str) -> None:
+def test_findings_that_are_not_ruled_out_are_uncertain(text: str) -> None:
     assert statuses(text) == [("high", "uncertain")]
 
 
 @pytest.mark.parametrize(
     "text", ["Not identified: MSI-H.", "Ruled out: MSI-H.", "This rules out MSI-H.", "2. Absent: MSI-H"]
 )
-def test_what_is_ruled_out_is_negated(text: str) -> None:
+def test_findings_that_are_ruled_out_are_negated(text: str) -> None:
     assert statuses(text) == [("high", "negated")]
 
 
@@ -420,7 +420,7 @@ def test_what_is_ruled_out_is_negated(text: str) -> None:
         "MSI-H tumour, margins not involved: two fragments.",
     ],
 )
-def test_what_is_not_ruled_out_leaves_other_mentions_affirmed(text: str) -> None:
+def test_findings_that_are_not_ruled_out_do_not_affect_other_mentions(text: str) -> None:
     assert statuses(text) == [("high", "affirmed")]
 
 

@@ -40,7 +40,7 @@ def test_short_diagnoses_are_recognised(text: str) -> None:
         "Procedures and histologic type of the carcinoma:",
     ],
 )
-def test_other_statements_are_left_to_the_filters(text: str) -> None:
+def test_other_statements_are_not_short_diagnoses(text: str) -> None:
     assert not is_short_diagnosis(text)
 
 

@@ -92,7 +92,7 @@ def test_texts_named_by_barcode(tmp_path: Path, types: Path) -> None:
     assert any("README.txt: skipped because its name does not begin with" in problem for problem in reports.problems)
 
 
-def test_bad_input(tmp_path: Path, published: Path, types: Path) -> None:
+def test_invalid_input_is_an_error(tmp_path: Path, published: Path, types: Path) -> None:
     wrong = tmp_path / "wrong.csv"
     wrong.write_text("patient_filename,text\nBP-5195.x,text\n")
     with pytest.raises(DataError, match=r"(?s)'BP-5195.x' does not begin with a TCGA barcode.*line 2"):
@@ -125,7 +125,7 @@ def test_bad_input(tmp_path: Path, published: Path, types: Path) -> None:
         (None, "cannot read the cancer types"),
     ],
 )
-def test_bad_cancer_types(published: Path, tmp_path: Path, content: str | None, message: str) -> None:
+def test_invalid_cancer_types_are_an_error(published: Path, tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "types.csv"
     if content is not None:
         path.write_text(content)

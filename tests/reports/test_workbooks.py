@@ -50,7 +50,7 @@ def read(path: Path, **keys: Any) -> Reports:
     return read_reports(ReportsConfig(path=str(path), **{**columns, **keys}))
 
 
-def test_numbers_and_dates_are_written_as_in_a_csv(tmp_path: Path) -> None:
+def test_numbers_and_dates_are_read_as_in_a_csv(tmp_path: Path) -> None:
     path = workbook(tmp_path / "r.xlsx", HEADER, FIRST, [], ["b", "Benign.", 3.5, None, None], Empty=[])
     reports = read(path).reports
     assert [(r.report_id, r.text, r.label, r.date) for r in reports] == [

@@ -83,10 +83,10 @@ def test_posteriors_replace_the_labels_of_labelled_tiles(configure: MakeConfig, 
     rows = np.arange(len(term.labels))
     assert term.count(rows) == 12, "3 classes with 4 labels each"
     assert tiles.annotations is not None
-    wanted = tiles.annotations.posteriors(tiles.of_split("train").ids.tolist())
+    expected = tiles.annotations.posteriors(tiles.of_split("train").ids.tolist())
     kept = term.labels >= 0
-    assert np.allclose(term._soft.probabilities[kept], wanted[kept], atol=1e-5)
-    assert (wanted[kept].max(axis=1) < 0.99).sum() > 0, "some tiles are uncertain"
+    assert np.allclose(term._soft.probabilities[kept], expected[kept], atol=1e-5)
+    assert (expected[kept].max(axis=1) < 0.99).sum() > 0, "some tiles are uncertain"
     prompts = PromptBagsTerm(few)
     prompts.labels, prompts._soft = term.labels, term
     assert prompts.count(rows) == 12, "each labelled tile counts once"

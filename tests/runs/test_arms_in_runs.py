@@ -41,7 +41,7 @@ def with_labels(config: RunConfig, table: Path, change: Callable[[str, int], str
     return table
 
 
-def test_zero_label_reads_no_label(configure: MakeConfig, tmp_path: Path) -> None:
+def test_zero_label_does_not_read_labels(configure: MakeConfig, tmp_path: Path) -> None:
     config = configure()
     names = ("gland", "stroma", "tumour")
     folders = []

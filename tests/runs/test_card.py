@@ -66,6 +66,6 @@ def test_a_run_writes_a_card_with_its_results_and_nothing_private(configure: Mak
     assert "+0.125 [-0.250, +0.500]" in second and "4 other arms" in second and "<b>" not in second
     assert second != text
     verify_files(card.parent, read_spec(card.parent))
-    wanted = clipit.load_classifier(card.parent, "cpu").forward
+    forward = clipit.load_classifier(card.parent, "cpu").forward
     card.unlink()
-    assert clipit.load_classifier(card.parent, "cpu").forward is not wanted
+    assert clipit.load_classifier(card.parent, "cpu").forward is not forward

@@ -275,8 +275,8 @@ def test_python_function_returns_scores_and_predictions_of_new_tiles(run: Path, 
     (row,) = result.scores.query("output == 'classifier' and metric == 'accuracy'").to_dict("records")
     assert (row["split"], row["tiles"]) == ("in_python", 4) and 0 <= row["value"] <= 1
     assert result.predictions["label"].tolist() == ["gland", "gland", "tumour", "tumour"]
-    again = clipit.evaluate_external(RunResult(run), {"path": path, "source": "table"}, name="in_python")
-    assert again.predictions["predicted"].tolist() == result.predictions["predicted"].tolist()
+    repeated = clipit.evaluate_external(RunResult(run), {"path": path, "source": "table"}, name="in_python")
+    assert repeated.predictions["predicted"].tolist() == result.predictions["predicted"].tolist()
     with pytest.raises(ConfigError, match=r"(?s)cannot be changed: lora\.rank.*use only the keys and sections"):
         clipit.evaluate_external(run, path, keys={"lora.rank": 2})
     with pytest.raises(ConfigError, match=r"unknown key 'tiles\.pth' \(did you mean 'tiles\.path'"):
@@ -294,15 +294,16 @@ def test_options_that_would_change_a_finished_run_are_errors(tmp_path: Path) -> 
     run = ["--run", "folder"]
     with pytest.raises(ConfigError, match=r"(?s)cannot be changed: lora\.rank.*only --tiles keys"):
         read_new_inputs("", OPTIONS, [*run, "--lora.rank=2", "--leaks.policy=note"])
-    given = read_new_inputs("", OPTIONS, [*run, f"--tiles.path={tmp_path}", "--leaks.pixels=near"])
-    assert given.tiles is not None and given.tiles.source == "folders"
-    assert (given.name, given.prompts, given.changes) == ("", None, {"leaks": {"pixels": "near"}})
+    new_inputs = read_new_inputs("", OPTIONS, [*run, f"--tiles.path={tmp_path}", "--leaks.pixels=near"])
+    assert new_inputs.tiles is not None and new_inputs.tiles.source == "folders"
+    assert (new_inputs.name, new_inputs.prompts, new_inputs.changes) == ("", None, {"leaks": {"pixels": "near"}})
     file = tmp_path / "new.yaml"
     file.write_text("tiles: {source: table, path: a.csv}\nlora: {rank: 3}\nevaluation: {bootstrap: 30}\n")
     lines = capture_log()
-    given = read_new_inputs("", OPTIONS, [*run, "--config", str(file), "--tiles.images=b.zip", "--name=b"])
-    assert given.tiles is not None and (given.tiles.path, given.tiles.images, given.name) == ("a.csv", "b.zip", "b")
-    assert given.changes == {"evaluation": {"bootstrap": 30}}
+    new_inputs = read_new_inputs("", OPTIONS, [*run, "--config", str(file), "--tiles.images=b.zip", "--name=b"])
+    assert new_inputs.tiles is not None and new_inputs.name == "b"
+    assert (new_inputs.tiles.path, new_inputs.tiles.images) == ("a.csv", "b.zip")
+    assert new_inputs.changes == {"evaluation": {"bootstrap": 30}}
     assert any("not lora" in line for line in lines)
     assert read_new_inputs("", OPTIONS, run).tiles is None
 

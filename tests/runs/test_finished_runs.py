@@ -68,7 +68,9 @@ def finished(
 Finished = tuple[RunConfig, Callable[[RunConfig], list[str]]]
 
 
-def test_missing_weights_of_the_classifier(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_an_error_and_a_missing_classifier_is_retrained(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, rerun = finished
     folder = run_folder(config)
     weights = (folder / "classifier" / "model.safetensors").read_bytes()

@@ -319,7 +319,7 @@ def test_no_files_are_left_if_no_image_can_be_read(classifier: Classifier, tmp_p
     assert not list(tmp_path.glob("p*"))
 
 
-def test_chunks_are_whole_batches_and_small_sets_can_be_shared() -> None:
+def test_chunks_are_whole_batches_and_divide_small_sets() -> None:
     assert chunk_starts(10_000, 64) == range(0, 10_000, 640)
     assert chunk_starts(10**6, 64) == range(0, 10**6, 1024)
     assert chunk_starts(10**6, 3000) == range(0, 10**6, 3000)
@@ -359,8 +359,8 @@ def test_tables_with_path_and_id_columns_and_ignored_labels(tiles: Path, tmp_pat
     for images in (tiles, tmp_path / "t.zip"):
         opened = open_inputs([tmp_path / "t.csv"], images, "file", "key")
         assert list(opened.ids) == ["x", "y"]
-        wanted = np.asarray(Image.open(tiles / "case 1/01.png"))
-        np.testing.assert_array_equal(np.asarray(opened.read(0)), wanted)
+        expected = np.asarray(Image.open(tiles / "case 1/01.png"))
+        np.testing.assert_array_equal(np.asarray(opened.read(0)), expected)
     assert list(open_inputs([tmp_path / "t.csv"], tiles, "file").ids) == ["case 1/01.png", "case 0/03.png"]
     with pytest.raises(DataError, match=r"missing columns: path(.|\n)*--path-column"):
         open_inputs([tmp_path / "t.csv"], tiles)

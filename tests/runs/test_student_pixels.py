@@ -87,8 +87,8 @@ def test_a_run_at_half_the_pixel_size(configure: MakeConfig, monkeypatch: pytest
     pictures: list[Image.Image] = [tests.read(row) for row in range(len(tests))]
     stored = predictions(folder).to_pylist()
     by_id: dict[str, Any] = {row["id"]: row for row in stored}
-    wanted = [[by_id[tile][f"p_{name}"] for name in tests.classes] for tile in tests.ids.tolist()]
-    np.testing.assert_allclose(classifier.predict_proba(pictures), wanted, atol=1e-4)
+    expected = [[by_id[tile][f"p_{name}"] for name in tests.classes] for tile in tests.ids.tolist()]
+    np.testing.assert_allclose(classifier.predict_proba(pictures), expected, atol=1e-4)
 
 
 def test_invalid_pixel_sizes_are_errors(configure: MakeConfig, world: dict[str, Any], tmp_path: Path) -> None:

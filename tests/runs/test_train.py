@@ -310,7 +310,7 @@ def all_bytes(folder: Path) -> bytes:
     return b"\0".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def test_no_report_text_and_no_snippet_embedding_in_the_classifier(configure: MakeConfig, train: Train) -> None:
+def test_the_classifier_contains_no_report_text_or_snippet_embedding(configure: MakeConfig, train: Train) -> None:
     config = configure({"training.steps": 2}, name="private", arm="clip_it_all")
     content = all_bytes(train(config) / "classifier")
     workspace = Workspace(config)

@@ -115,11 +115,11 @@ def test_identity_of_training_depends_on_the_resolution_of_the_tiles(samples: Sa
     assert drawn_masks(train, 2, seed=0).identity != drawn_masks(finer, 2, seed=0).identity
 
 
-def test_another_overlap_of_the_windows_changes_predictions_without_another_training(
+def test_window_overlap_affects_predictions_but_not_training(
     samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = train_unet(tmp_path, [samples], OPTIONS, seed=0, classes=2)
-    monkeypatch.setattr(unet, "_fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(unet, "_fit", lambda *_: pytest.fail("the U-Net was trained again"))
     other = train_unet(tmp_path, [samples], OPTIONS.model_copy(update={"overlap": 0.75}), seed=0, classes=2)
     assert other.fingerprint == first.fingerprint
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 70, 3)).astype(np.uint8))

@@ -66,16 +66,16 @@ def test_maps_of_several_scales_are_averaged() -> None:
     np.testing.assert_allclose(averaged, expected, rtol=1e-5)
 
 
-class RecordedPixels(list[Any]):
-    """Inputs of a model."""
+class ModelInputs(list[Any]):
+    """List of the inputs that a model received."""
 
 
-def model(seen: "RecordedPixels | None" = None, mpp: float | None = 2.0, **keys: Any) -> WindowModel:
+def model(inputs: "ModelInputs | None" = None, mpp: float | None = 2.0, **keys: Any) -> WindowModel:
     """A model with inputs of 8 pixels, whose score is the redness of its input."""
 
     def compute(pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
-        if seen is not None:
-            seen.extend(pixels.numpy())
+        if inputs is not None:
+            inputs.extend(pixels.numpy())
         red = pixels[:, 0].float().mean(dim=(1, 2)) / 255
         return torch.stack([1 - red, red], dim=1), None
 
@@ -98,11 +98,11 @@ def test_windows_have_the_field_of_view_of_the_model_at_any_image_resolution() -
     assert model(mpp=None).edge(float("nan"), 2.0) == 16
     with pytest.raises(DataError, match=r"16 micrometres wide, but the resolution of a tile is unknown"):
         windows.edge(float("nan"), 1.0)
-    seen = RecordedPixels()
-    model(seen, overlap=0.0).probabilities(half_red(), 1.0, (1.0,))  # windows of 16 pixels, resized to 8
-    assert len(seen) == 6 and all(pixels.shape == (3, 8, 8) for pixels in seen)
-    assert seen[0].max() == 0 and seen[2][0].min() == 255
-    assert seen[1][0].mean() == pytest.approx(255 * 12 / 16, abs=3)  # 12 of its 16 columns are red
+    inputs = ModelInputs()
+    model(inputs, overlap=0.0).probabilities(half_red(), 1.0, (1.0,))  # windows of 16 pixels, resized to 8
+    assert len(inputs) == 6 and all(pixels.shape == (3, 8, 8) for pixels in inputs)
+    assert inputs[0].max() == 0 and inputs[2][0].min() == 255
+    assert inputs[1][0].mean() == pytest.approx(255 * 12 / 16, abs=3)  # 12 of its 16 columns are red
 
 
 def test_probabilities_of_images_and_of_images_smaller_than_a_window() -> None:

@@ -71,7 +71,7 @@ def test_tiles_are_verified_once(slide: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(verified) == 4
 
 
-def test_a_wrong_checksum_in_ome_tiffs_and_flat_images(tmp_path: Path) -> None:
+def test_a_wrong_checksum_in_ome_tiffs_and_flat_images_is_an_error(tmp_path: Path) -> None:
     """Checksums of these files are verified by tifffile."""
     path = tmp_path / "a.ome.tif"
     tifffile.imwrite(path, picture(), tile=(64, 64), photometric="rgb", compression="zlib", ome=True)

@@ -213,9 +213,9 @@ def test_rasterise_matches_matplotlib() -> None:
     shape, downsample = (37, 45), 13.7
     y, x = (np.indices(shape).reshape(2, -1) + 0.5) * downsample
     centres = np.stack([x, y], axis=1)
-    wanted = Outline(star).contains_points(centres) & ~Outline(hole).contains_points(centres)
-    np.testing.assert_array_equal(rasterise([Polygon(star, (hole,))], shape, downsample), wanted.reshape(shape))
-    assert 100 < wanted.sum() < 1500
+    expected = Outline(star).contains_points(centres) & ~Outline(hole).contains_points(centres)
+    np.testing.assert_array_equal(rasterise([Polygon(star, (hole,))], shape, downsample), expected.reshape(shape))
+    assert 100 < expected.sum() < 1500
 
 
 def test_holes_do_not_affect_other_polygons() -> None:

@@ -45,7 +45,8 @@ class SlideWithoutPixels:
 
 def test_choose_level_tolerates_one_per_cent() -> None:
     slide = SlideWithoutPixels(1.0, 2.0005, 4.3)
-    assert [choose_level(slide, wanted) for wanted in (0.5, 1.0, 1.97, 2.0, 4.0, 4.3, 50.0)] == [0, 0, 0, 1, 1, 2, 2]
+    downsamples = (0.5, 1.0, 1.97, 2.0, 4.0, 4.3, 50.0)
+    assert [choose_level(slide, downsample) for downsample in downsamples] == [0, 0, 0, 1, 1, 2, 2]
 
 
 def test_a_tile_is_resampled_to_the_exact_resolution(tmp_path: Path) -> None:

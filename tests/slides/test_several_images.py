@@ -250,9 +250,7 @@ def test_levels_are_compared_in_a_few_areas(other: bool, maximum: int, tmp_path:
 
 
 @pytest.mark.parametrize("ome", [False, True])
-def test_an_unmarked_page_with_the_shape_of_a_level_that_shows_another_image_is_an_error(
-    ome: bool, tmp_path: Path
-) -> None:
+def test_a_page_in_the_shape_of_a_level_with_another_image_is_an_error(ome: bool, tmp_path: Path) -> None:
     half = levels_of(PIXELS, 2)[1]
     other = np.roll(half, 150, axis=1)
     slides = []

@@ -91,28 +91,28 @@ def test_positions_by_id_and_missing_ids(workspace: Workspace) -> None:
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("calls", [0, 1, 3, 7])
 def test_resumed_text_store_has_the_same_bytes(workspace: Workspace, tmp_path: Path, calls: int) -> None:
-    whole = embed_texts(tmp_path / "a", workspace.vlm, workspace.snippets, batch_size=8)
-    assert len([name for name in file_digests(whole) if name.startswith("emb-")]) > 10
+    complete = embed_texts(tmp_path / "a", workspace.vlm, workspace.snippets, batch_size=8)
+    assert len([name for name in file_digests(complete) if name.startswith("emb-")]) > 10
     with pytest.raises(Killed):
         embed_texts(tmp_path / "b", FailingVLM(workspace.vlm, calls), workspace.snippets, batch_size=8)  # type: ignore[arg-type]
     done = len(list((tmp_path / "b").glob("*.partial/emb-*.npy")))
     assert done == calls // 3  # a shard of 20 rows takes three batches
     resumed = embed_texts(tmp_path / "b", workspace.vlm, workspace.snippets, batch_size=8)
-    assert file_digests(resumed) == file_digests(whole)
+    assert file_digests(resumed) == file_digests(complete)
     assert not list((tmp_path / "b").glob("*.partial"))
 
 
 @pytest.mark.usefixtures("small_shards")
 def test_tile_store_resumes_at_the_next_shard(workspace: Workspace, tmp_path: Path) -> None:
     tiles = workspace.all_tiles.of_split("train")
-    whole = embed_tiles(tmp_path / "a", workspace.vlm, tiles, batch_size=8)
+    complete = embed_tiles(tmp_path / "a", workspace.vlm, tiles, batch_size=8)
     with pytest.raises(Killed):
         embed_tiles(tmp_path / "b", FailingVLM(workspace.vlm, 7), tiles, batch_size=8)  # type: ignore[arg-type]
     first = next((tmp_path / "b").glob("*.partial/emb-00000.npy"))
     before = first.stat().st_mtime_ns
     resumed = embed_tiles(tmp_path / "b", workspace.vlm, tiles, batch_size=8)
     assert resumed.artifact.file("emb-00000.npy").stat().st_mtime_ns == before
-    assert file_digests(resumed) == file_digests(whole)
+    assert file_digests(resumed) == file_digests(complete)
     assert resumed.ids.tolist() == tiles.ids.tolist()
     assert np.array_equal(
         np.concatenate([block for _, block in resumed.blocks(7)]), resumed.rows(np.arange(len(tiles)))
@@ -192,9 +192,9 @@ def test_raw_tiles_are_not_normalised_and_have_their_own_store(workspace: Worksp
     rows = np.arange(len(tiles))
     assert np.allclose(np.linalg.norm(joint.rows(rows), axis=1), 1, atol=2e-3)
     pixels = torch.from_numpy(np.stack([workspace.vlm.preprocess.pixels(tiles.read(row)) for row in rows]))
-    wanted = workspace.vlm.encode_images(pixels, space="raw").numpy()
-    assert np.allclose(raw.rows(rows), wanted, rtol=2e-3, atol=2e-3)
-    assert np.linalg.norm(wanted, axis=1).min() > 1.5
+    expected = workspace.vlm.encode_images(pixels, space="raw").numpy()
+    assert np.allclose(raw.rows(rows), expected, rtol=2e-3, atol=2e-3)
+    assert np.linalg.norm(expected, axis=1).min() > 1.5
 
 
 def test_raw_vectors_beyond_half_precision_are_an_error(

@@ -64,8 +64,8 @@ def shards_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_best_of_matches_topk(width: int, k: int) -> None:
     scores = torch.from_numpy(np.random.default_rng(width).permutation(7 * width).reshape(7, width).astype(np.float32))
     values, columns = best_of(scores, k)
-    wanted = scores.topk(min(k, width), dim=1)
-    assert torch.equal(values, wanted.values) and torch.equal(columns, wanted.indices)
+    expected = scores.topk(min(k, width), dim=1)
+    assert torch.equal(values, expected.values) and torch.equal(columns, expected.indices)
 
 
 def test_rows_do_not_depend_on_the_order_of_the_store(index: Index) -> None:

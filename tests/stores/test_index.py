@@ -64,9 +64,9 @@ def test_exact_search_breaks_ties_by_lowest_id(store: Store, tmp_path: Path, bac
     vectors = store.rows(np.array([100, 3, 7]))
     queries = np.concatenate([random_unit(50, 2), unit(vectors)])
     names, scores = search_ids(index, queries, 5)
-    wanted, wanted_scores = reference(store, queries, 5, centring=centring)
-    assert names == wanted
-    assert np.allclose(scores, wanted_scores, atol=2e-6)
+    expected, expected_scores = reference(store, queries, 5, centring=centring)
+    assert names == expected
+    assert np.allclose(scores, expected_scores, atol=2e-6)
 
 
 @needs_faiss
@@ -166,15 +166,15 @@ def test_search_uses_the_gpu_of_the_process_if_faiss_supports_it(
 
     queries = random_unit(20, 5)
     index = build_index(tmp_path, store, key="IVF8,Flat", search=SearchSettings(nprobe=3))
-    wanted = search_ids(index, queries, 2)[0]
+    expected = search_ids(index, queries, 2)[0]
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2, raising=False)
     monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
     monkeypatch.setattr(faiss, "index_cpu_to_gpu", to_gpu, raising=False)
-    assert search_ids(Index(index.artifact, store, SearchSettings(nprobe=3)), queries, 2)[0] == wanted
+    assert search_ids(Index(index.artifact, store, SearchSettings(nprobe=3)), queries, 2)[0] == expected
     assert devices == []  # the process itself runs on the CPU
     second = Processes(rank=1, count=2, device=torch.device("cuda", 1))
     monkeypatch.setattr("clipit.stores.approximate.get_processes", lambda: second)
-    assert search_ids(Index(index.artifact, store, SearchSettings(nprobe=3)), queries, 2)[0] == wanted
+    assert search_ids(Index(index.artifact, store, SearchSettings(nprobe=3)), queries, 2)[0] == expected
     assert devices == [1]
     assert all(faiss.extract_index_ivf(each).nprobe == 3 for each in moved) and len(moved) == supported
 

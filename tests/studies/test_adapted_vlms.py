@@ -289,7 +289,7 @@ def test_invalid_additional_sets_are_errors(configure_file: MakeFile, changes: d
         clipit.adapt_vlm(configure_file(changes))
 
 
-def test_the_template_works_for_pairs_without_reports_and_its_defaults_for_bags() -> None:
+def test_own_adaptation_template_with_pairs_and_with_bags() -> None:
     file = clipit.load_config("own_adaptation", {"adapt.data": "pairs", "adapt.pairs.path": "captions.csv"})
     assert file.run.reports is None and file.adapt.bags.snippets <= file.run.pairing.k
 

@@ -23,7 +23,7 @@ COSINES = np.array([
 
 
 class Grouped(PixelSource):
-    """Tiles that have only patients."""
+    """Tiles with patients but without pixels."""
 
     def __init__(self) -> None:
         class Tiles:

@@ -77,9 +77,9 @@ def test_rows_in_python_match_the_table(probed: tuple[ConfigFile, Path, Path]) -
     assert result.page.is_file() and result.report.is_file()
 
 
-def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:
+def rows_of(folder: Path, **criteria: object) -> list[dict[str, Any]]:
     rows = pq.read_table(folder / "probing.parquet").to_pylist()
-    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return [row for row in rows if all(row[key] == value for key, value in criteria.items())]
 
 
 def test_every_model_has_every_probe_and_scores_can_be_reproduced(probed: tuple[ConfigFile, Path, Path]) -> None:

@@ -142,7 +142,7 @@ def test_differences_of_rich_and_simple_prompts_are_written_to_json(two_sets: tu
     assert "20 resamples, seed 0" in text and "prompts.json" in text
 
 
-def test_without_a_second_set_there_is_no_difference(configure_file: Callable[..., ConfigFile]) -> None:
+def test_no_differences_without_a_second_prompt_set(configure_file: Callable[..., ConfigFile]) -> None:
     config = configure_file(KEYS, name="alone")
     folder = study(config)
     assert json.loads((folder / "prompts.json").read_text(encoding="utf-8"))["differences"] == []

@@ -85,9 +85,9 @@ def no_plots(measured: tuple[ConfigFile, list[Path], Path], monkeypatch: pytest.
     leave_out_plots(monkeypatch, ROBUSTNESS_PLOTS)
 
 
-def rows_of(folder: Path, **wanted: object) -> list[dict[str, Any]]:
+def rows_of(folder: Path, **criteria: object) -> list[dict[str, Any]]:
     rows = pq.read_table(folder / "robustness.parquet").to_pylist()
-    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return [row for row in rows if all(row[key] == value for key, value in criteria.items())]
 
 
 def test_readouts_match_the_stored_predictions(measured: tuple[ConfigFile, list[Path], Path]) -> None:
@@ -183,8 +183,8 @@ def test_adaptation_of_perturbed_tiles_can_be_reproduced(measured: tuple[ConfigF
     training = sample_tiles(workspace.all_tiles.of_split("train"), MAX_TRAINING_TILES, labelled=False)
     seen = compute_vectors(subject, training, config, workspace)["head"]
     moved = align_statistics(vectors, compute_feature_statistics(vectors), compute_feature_statistics(seen))
-    before, after = (subject.readouts["head"](found) for found in (vectors, moved))
-    scores = [compute_metrics(test.labels, found)["accuracy"] for found in (before, after)]
+    before, after = (subject.readouts["head"](features) for features in (vectors, moved))
+    scores = [compute_metrics(test.labels, each)["accuracy"] for each in (before, after)]
     (row,) = rows_of(folder, analysis="adaptation", perturbation="blur", level=2.0, subject=runs[0].name, output="head")
     assert (row["unadapted"], row["value"]) == (pytest.approx(scores[0]), pytest.approx(scores[1]))
     verdict = judge_adaptation(fit_mixture(seen, subject.readouts["head"](seen)), vectors)

@@ -17,17 +17,17 @@ def batch(count: int, height: int = 16, width: int = 16) -> torch.Tensor:
 
 
 def test_augmentation_does_not_depend_on_the_batch() -> None:
-    pixels, keys = batch(32), tile_keys([f"t{place}" for place in range(32)])
+    pixels, keys = batch(32), tile_keys([f"t{index}" for index in range(32)])
     whole = augment(pixels, keys, 3, 7, BOTH)
     order = np.random.default_rng(0).permutation(32)
     mixed = augment(pixels[torch.from_numpy(order)], keys[order], 3, 7, BOTH)
     assert torch.equal(mixed, whole[torch.from_numpy(order)])
-    for place in (0, 13, 31):
-        assert torch.equal(augment(pixels[place : place + 1], keys[place : place + 1], 3, 7, BOTH)[0], whole[place])
+    for index in (0, 13, 31):
+        assert torch.equal(augment(pixels[index : index + 1], keys[index : index + 1], 3, 7, BOTH)[0], whole[index])
 
 
 def test_augmentation_depends_on_seed_step_and_id() -> None:
-    pixels, keys = batch(1).repeat(8, 1, 1, 1), tile_keys([f"t{place}" for place in range(8)])
+    pixels, keys = batch(1).repeat(8, 1, 1, 1), tile_keys([f"t{index}" for index in range(8)])
     first = augment(pixels, keys, 0, 0, BOTH)
     assert not torch.equal(first, augment(pixels, keys, 1, 0, BOTH))
     assert not torch.equal(first, augment(pixels, keys, 0, 1, BOTH))
@@ -46,7 +46,7 @@ def test_the_eight_symmetries_are_distinct_permutations_of_pixels() -> None:
 
 
 def test_all_symmetries_occur_and_rectangular_tiles_keep_their_shape() -> None:
-    keys = tile_keys([f"t{place}" for place in range(400)])
+    keys = tile_keys([f"t{index}" for index in range(400)])
     for shape, expected in (((16, 16), 8), ((16, 8), 4)):
         moved = augment(batch(1, *shape).repeat(400, 1, 1, 1), keys, 0, 0, MOVES)
         _, counts = np.unique([tile.numpy().tobytes() for tile in moved], return_counts=True)
@@ -55,7 +55,7 @@ def test_all_symmetries_occur_and_rectangular_tiles_keep_their_shape() -> None:
 
 
 def test_stain_jitter_grows_with_its_spread() -> None:
-    pixels, keys = torch.full((64, 3, 8, 8), 0, dtype=torch.uint8), tile_keys([f"t{place}" for place in range(64)])
+    pixels, keys = torch.full((64, 3, 8, 8), 0, dtype=torch.uint8), tile_keys([f"t{index}" for index in range(64)])
     pixels[:] = torch.tensor([180, 110, 170], dtype=torch.uint8)[None, :, None, None]
     changes = []
     for spread in (1e-4, 0.05, 0.1, 0.3):
@@ -84,7 +84,7 @@ def test_stain_jitter_follows_the_formula() -> None:
 
 
 def test_random_numbers_are_uniform_and_uncorrelated() -> None:
-    draws = uniform(tile_keys([f"t{place}" for place in range(4000)]), 0, 0)
+    draws = uniform(tile_keys([f"t{index}" for index in range(4000)]), 0, 0)
     assert draws.min() >= 0
     assert draws.max() < 1
     assert np.abs(draws.mean(0) - 0.5).max() < 0.03

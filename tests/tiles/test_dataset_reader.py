@@ -121,9 +121,9 @@ def test_kather2016_groups_by_slide(tmp_path: Path) -> None:
 def test_lc25000_is_read_as_a_whole_or_by_organ(tmp_path: Path) -> None:
     for organ, names in (("lung", ("lung_aca", "lung_n", "lung_scc")), ("colon", ("colon_aca", "colon_n"))):
         for name in names:
-            for place in range(10):
-                file = f"{name.replace('_', '')}{place}.jpeg"
-                paint(tmp_path / "lung_colon_image_set" / f"{organ}_image_sets" / name / file, place)
+            for index in range(10):
+                file = f"{name.replace('_', '')}{index}.jpeg"
+                paint(tmp_path / "lung_colon_image_set" / f"{organ}_image_sets" / name / file, index)
     assert read("lc25000", tmp_path).classes == ("colon_aca", "colon_n", "lung_aca", "lung_n", "lung_scc")
     lung = read("lc25000_lung", tmp_path)
     assert lung.classes == ("lung_aca", "lung_n", "lung_scc") and len(lung) == 30
@@ -134,9 +134,9 @@ def test_lc25000_is_read_as_a_whole_or_by_organ(tmp_path: Path) -> None:
 
 def test_pannuke_in_the_layout_of_plip_or_in_folders(tmp_path: Path) -> None:
     for kind in ("benign", "malignant"):
-        for place in range(10):
-            paint(tmp_path / "plip" / "images" / f"adrenal gland_{kind}_{place:04d}.png", place)
-            paint(tmp_path / "mine" / kind / f"{place}.png", place)
+        for index in range(10):
+            paint(tmp_path / "plip" / "images" / f"adrenal gland_{kind}_{index:04d}.png", index)
+            paint(tmp_path / "mine" / kind / f"{index}.png", index)
     for folder in ("plip", "mine"):
         tiles = read("pannuke", tmp_path / folder)
         assert Counter(label_of(tiles).values()) == {"benign": 10, "malignant": 10}
@@ -147,8 +147,8 @@ def test_pannuke_in_the_layout_of_plip_or_in_folders(tmp_path: Path) -> None:
 def test_digestpath_keeps_crops_of_an_image_in_one_split(tmp_path: Path) -> None:
     for kind in ("negative", "positive"):
         for source in range(6):
-            for place in range(4):
-                paint(tmp_path / "images" / kind / f"18-{kind[0]}{source}_downsample=2_{place:05d}.png", place)
+            for index in range(4):
+                paint(tmp_path / "images" / kind / f"18-{kind[0]}{source}_downsample=2_{index:05d}.png", index)
     tiles = read("digestpath", tmp_path)
     assert tiles.classes == ("benign", "malignant")
     assert len(set(tiles.groups)) == 12
@@ -159,8 +159,8 @@ def test_digestpath_keeps_crops_of_an_image_in_one_split(tmp_path: Path) -> None
 def test_wsss4luad_labels_follow_the_tumour_bit(tmp_path: Path) -> None:
     bits = ("[1, 0, 0]", "[1, 1, 0]", "[0, 1, 0]", "[0, 0, 1]")
     for slide in (436219, 1031280, 1040001, 1040002, 1040003, 1040004):
-        for place, bit in enumerate(bits):
-            paint(tmp_path / "1.training" / f"{slide}-{place}-57-{bit}.png", place)
+        for index, bit in enumerate(bits):
+            paint(tmp_path / "1.training" / f"{slide}-{index}-57-{bit}.png", index)
     paint(tmp_path / "2.validation" / "img" / "00.png")
     tiles = read("wsss4luad", tmp_path)
     assert len(tiles) == 24 and len(set(tiles.groups)) == 6
@@ -170,8 +170,8 @@ def test_wsss4luad_labels_follow_the_tumour_bit(tmp_path: Path) -> None:
 def kimia(root: Path, scans: int) -> Path:
     for scan in range(scans):
         paint(root / "Test-patches" / f"s{scan}" / "1.jpg", scan)
-        for place in range(5):
-            paint(root / "train" / f"s{scan}" / f"{place}.jpg", place)
+        for index in range(5):
+            paint(root / "train" / f"s{scan}" / f"{index}.jpg", index)
     return root
 
 
@@ -194,16 +194,16 @@ def test_kimia_path24c_with_a_renamed_training_folder_or_missing_scans(tmp_path:
 
 def mhist(root: Path) -> Path:
     rows: list[dict[str, object]] = []
-    for place in range(20):
-        name = f"MHIST_a{chr(97 + place)}a.png"
-        paint(root / "images" / name, place)
-        votes = place % 8
+    for index in range(20):
+        name = f"MHIST_a{chr(97 + index)}a.png"
+        paint(root / "images" / name, index)
+        votes = index % 8
         rows.append(
             {
                 "Image Name": name,
                 "Majority Vote Label": "SSA" if votes > 3 else "HP",
                 "Number of Annotators who Selected SSA (Out of 7)": votes,
-                "Partition": "test" if place < 5 else "train",
+                "Partition": "test" if index < 5 else "train",
             }
         )
     write_table(root / "annotations.csv", rows)
@@ -286,7 +286,7 @@ def test_a_smaller_copy_of_real_pcam_tiles(real_data: Path, tmp_path: Path) -> N
         some = np.flatnonzero(tiles.splits == split)[::60]
         stem = tmp_path / f"camelyonpatch_level_2_split_{part}"
         with h5py.File(f"{stem}_x.h5", "w") as file:
-            file.create_dataset("x", data=np.stack([np.asarray(tiles.read(place)) for place in some]))
+            file.create_dataset("x", data=np.stack([np.asarray(tiles.read(index)) for index in some]))
         with h5py.File(f"{stem}_y.h5", "w") as file:
             file.create_dataset("y", data=tiles.truth[some].astype(np.uint8).reshape(-1, 1, 1, 1))
     with pytest.raises(DataError, match="expected 262,144 tiles"):

@@ -27,8 +27,8 @@ def config(path: Path, **more: object) -> TilesConfig:
 def tree(tmp_path: Path) -> Path:
     for split, count in (("train", 10), ("test", 3)):
         for code, name in enumerate(("stroma", "tumour")):
-            for place in range(count):
-                paint(tmp_path / split / name / f"{place}.png", 100 * code + place)
+            for index in range(count):
+                paint(tmp_path / split / name / f"{index}.png", 100 * code + index)
     return tmp_path
 
 
@@ -40,16 +40,16 @@ def test_splits_and_classes_come_from_the_folders(tree: Path) -> None:
         "validation": {"stroma": 2, "tumour": 2, "(no label)": 0},
         "test": {"stroma": 3, "tumour": 3, "(no label)": 0},
     }
-    place = tiles.ids.tolist().index("test/tumour/2.png")
-    assert tiles.read(place).size == (8, 8)
-    assert tiles.read(place).mode == "RGB"
+    index = tiles.ids.tolist().index("test/tumour/2.png")
+    assert tiles.read(index).size == (8, 8)
+    assert tiles.read(index).mode == "RGB"
     assert "groups unknown" in tiles.describe()
 
 
 def test_without_split_folders_all_tiles_are_training_and_nested_folders_belong_to_the_class(tmp_path: Path) -> None:
-    for place in range(5):
-        paint(tmp_path / "a" / "slide1" / f"{place}.jpg", place)
-        paint(tmp_path / "b" / f"{place}.tif", place)
+    for index in range(5):
+        paint(tmp_path / "a" / "slide1" / f"{index}.jpg", index)
+        paint(tmp_path / "b" / f"{index}.tif", index)
     tiles = load_tiles(config(tmp_path), seed=0)
     assert set(tiles.splits) == {"train", "validation"}
     assert "a/slide1/0.jpg" in tiles.ids
@@ -85,8 +85,8 @@ def test_class_order_follows_the_configuration(tree: Path) -> None:
 
 
 def test_unlabelled_folder_has_no_labels_and_stays_in_train(tree: Path) -> None:
-    for place in range(20):
-        paint(tree / "train" / "unlabelled" / f"{place}.png", place)
+    for index in range(20):
+        paint(tree / "train" / "unlabelled" / f"{index}.png", index)
     tiles = load_tiles(config(tree), seed=0)
     assert tiles.classes == ("stroma", "tumour")
     assert tiles.counts()["train"]["(no label)"] == 20
@@ -154,8 +154,8 @@ def test_a_link_to_a_folder_that_is_also_read_elsewhere_is_refused_at_every_leve
     tree: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    for place in range(3):
-        paint(elsewhere / "slide" / f"{place}.png", 500 + place)
+    for index in range(3):
+        paint(elsewhere / "slide" / f"{index}.png", 500 + index)
     (tree / "train" / "mucin").symlink_to(elsewhere)
     tiles = load_tiles(config(tree), seed=0)
     assert tiles.classes == ("mucin", "stroma", "tumour")
@@ -248,9 +248,9 @@ def test_split_folders_with_different_subfolders_are_not_classes(tmp_path: Path,
 
 
 def test_split_folders_inside_class_folders_are_refused(tmp_path: Path) -> None:
-    for place in range(8):
+    for index in range(8):
         for name in ("stroma", "tumour"):
-            paint(tmp_path / name / ("train" if place < 6 else "test") / f"{place}.png", place)
+            paint(tmp_path / name / ("train" if index < 6 else "test") / f"{index}.png", index)
     with pytest.raises(DataError, match=r"(?s)test, train.*put the class folders inside split folders"):
         load_tiles(config(tmp_path), seed=0)
 
@@ -322,8 +322,8 @@ def test_class_names_that_yaml_parses_as_numbers_are_errors(tree: Path, keys: di
 
 @pytest.mark.parametrize("name", ["unlabeled", "Unlabelled"])
 def test_other_spellings_of_the_unlabelled_folder_are_accepted(tree: Path, name: str) -> None:
-    for place in range(4):
-        paint(tree / "train" / name / f"{place}.png", place)
+    for index in range(4):
+        paint(tree / "train" / name / f"{index}.png", index)
     tiles = load_tiles(config(tree), seed=0)
     assert tiles.classes == ("stroma", "tumour")
     assert (tiles.truth == -1).sum() == 4
@@ -386,10 +386,10 @@ def test_zip_members_with_unusual_paths_are_not_skipped(tree: Path, tmp_path: Pa
 
 def with_metadata(folder: Path, names: "list[str]", header: str, *, suffix: str = "csv") -> None:
     """Write images and a Hugging Face metadata file for them."""
-    for place, name in enumerate(names):
-        paint(folder / name, place)
+    for index, name in enumerate(names):
+        paint(folder / name, index)
     cells = [
-        dict(zip(header.split(","), [name, "ab"[place % 2], "p"], strict=False)) for place, name in enumerate(names)
+        dict(zip(header.split(","), [name, "ab"[index % 2], "p"], strict=False)) for index, name in enumerate(names)
     ]
     lines = [header, *(",".join(row.values()) for row in cells)] if suffix == "csv" else [*map(json.dumps, cells)]
     if suffix == "parquet":
@@ -400,7 +400,7 @@ def with_metadata(folder: Path, names: "list[str]", header: str, *, suffix: str 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_labels_in_image_folder_metadata_are_not_ignored(tmp_path: Path, suffix: str) -> None:
-    names = [f"{'xy'[place % 2]}/{place}.png" for place in range(10)]
+    names = [f"{'xy'[index % 2]}/{index}.png" for index in range(10)]
     with_metadata(tmp_path / "train", names, "file_name,label", suffix=suffix)
     message = rf"(?s)train/metadata.{suffix} describes the images.*columns file_name, label.*tiles.source: huggingface"
     for path in (tmp_path, tmp_path / "train"):
@@ -415,7 +415,7 @@ def test_labels_in_image_folder_metadata_are_not_ignored(tmp_path: Path, suffix:
 
 
 def test_reading_columns_of_a_large_zipped_metadata_file_takes_little_memory(tmp_path: Path) -> None:
-    with_metadata(tmp_path / "train", [f"{'ab'[place % 2]}/{place}.png" for place in range(20)], "file_name,age")
+    with_metadata(tmp_path / "train", [f"{'ab'[index % 2]}/{index}.png" for index in range(20)], "file_name,age")
     with zipfile.ZipFile(tmp_path / "t.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for file in (tmp_path / "train").rglob("*.*"):
             name = file.relative_to(tmp_path).as_posix()
@@ -430,13 +430,13 @@ def test_reading_columns_of_a_large_zipped_metadata_file_takes_little_memory(tmp
 
 
 def test_label_metadata_next_to_images_is_an_error_and_captions_are_noted(tmp_path: Path) -> None:
-    with_metadata(tmp_path / "flat", [f"{place}.png" for place in range(8)], "file_name,grade,patient")
+    with_metadata(tmp_path / "flat", [f"{index}.png" for index in range(8)], "file_name,grade,patient")
     with pytest.raises(DataError, match=r"(?s)metadata.csv describes.*columns: \{label: COLUMN\}.*path: file_name"):
         load_tiles(config(tmp_path / "flat"), seed=0)
     table = {"source": "table", "path": str(tmp_path / "flat/metadata.csv")}
     with pytest.raises(DataError, match=r"missing columns: label, path.*\n.*\n.*tiles.columns.path=file_name"):
         load_tiles(TilesConfig.model_validate(table), seed=0)
-    with_metadata(tmp_path / "captions", [f"{'xy'[place % 2]}/{place}.png" for place in range(10)], "file_name,text")
+    with_metadata(tmp_path / "captions", [f"{'xy'[index % 2]}/{index}.png" for index in range(10)], "file_name,text")
     assert "metadata.csv is not read (columns file_name, text)" in load_tiles(config(tmp_path / "captions"), 0).notes[0]
     # Metadata that do not describe images are not mentioned.
     (tmp_path / "captions/metadata.csv").write_text("slide,stain\n1,HE\n", encoding="utf-8")

@@ -70,9 +70,9 @@ def test_no_advice_if_ids_are_unique_per_patient_or_contain_no_patient() -> None
 
 
 def test_advice_for_a_table_with_a_patient_column_but_no_groups(tmp_path: Path) -> None:
-    for place in range(8):
-        paint(tmp_path / f"{place}.png", place)
-    rows = [{"path": f"{place}.png", "label": place % 2, "patient_id": f"p{place // 2}"} for place in range(8)]
+    for index in range(8):
+        paint(tmp_path / f"{index}.png", index)
+    rows = [{"path": f"{index}.png", "label": index % 2, "patient_id": f"p{index // 2}"} for index in range(8)]
     table = str(write_table(tmp_path / "t.csv", rows))
     ungrouped = read_tiles(TilesConfig(source="table", path=table))
     assert ungrouped.advice.endswith("set --tiles.columns.group=patient_id")

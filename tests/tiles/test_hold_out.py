@@ -37,8 +37,8 @@ def test_the_held_out_split_depends_on_names_and_seed_but_not_on_row_order(make_
 
 
 def test_unlabelled_tiles_move_with_their_group(make_tiles: Make) -> None:
-    groups = [f"p{place // 4}" for place in range(80)]
-    labels = [place % 2 if place % 4 < 2 else -1 for place in range(80)]
+    groups = [f"p{index // 4}" for index in range(80)]
+    labels = [index % 2 if index % 4 < 2 else -1 for index in range(80)]
     tiles = hold_out_validation(make_tiles(labels, ["train"] * 80, groups), 0.25, seed=0)
     check_groups(tiles)
     assert (tiles.truth[tiles.splits == "validation"] >= 0).sum() == 10
@@ -60,15 +60,15 @@ def test_the_only_group_of_a_class_stays_in_train(make_tiles: Make) -> None:
 
 
 def test_a_fraction_that_whole_groups_cannot_reach_is_noted(make_tiles: Make) -> None:
-    tiles = make_tiles([0, 1] * 8, ["train"] * 16, [f"p{place % 4}" for place in range(16)])
+    tiles = make_tiles([0, 1] * 8, ["train"] * 16, [f"p{index % 4}" for index in range(16)])
     assert hold_out_validation(tiles, 0.3, seed=0).notes[-1] == (
         "validation: 0.3 of the training tiles (actually 50%, because whole groups move), held out with seed 0"
     )
 
 
 def test_a_test_split_is_held_out_by_group_and_does_not_depend_on_row_order(make_tiles: Make) -> None:
-    groups = [f"p{place // 4}" for place in range(200)]
-    tiles = make_tiles([place // 4 % 2 for place in range(200)], ["train"] * 200, groups)
+    groups = [f"p{index // 4}" for index in range(200)]
+    tiles = make_tiles([index // 4 % 2 for index in range(200)], ["train"] * 200, groups)
     held_out = hold_out_test(tiles, 0.3, seed=0)
     check_groups(held_out)
     assert held_out.counts()["test"] == {"c0": 28, "c1": 28, "(no label)": 0}, "groups of four tiles stay together"
@@ -103,7 +103,7 @@ def test_folds_are_stratified_and_depend_on_names_and_seed_but_not_on_row_order(
 
 def test_folds_need_enough_groups_and_note_absent_classes(make_tiles: Make) -> None:
     with pytest.raises(DataError, match="5 folds need at least 5 groups; the training split has 4, with 8 tiles"):
-        hold_out_fold(make_tiles([0, 1] * 4, ["train"] * 8, [f"p{place // 2}" for place in range(8)]), 5, 0, 0)
+        hold_out_fold(make_tiles([0, 1] * 4, ["train"] * 8, [f"p{index // 2}" for index in range(8)]), 5, 0, 0)
     notes = [hold_out_fold(make_tiles([0] * 9 + [1], ["train"] * 10), 3, fold, 0).notes for fold in range(3)]
     assert sum("no tile of c1 in this fold" in fold_notes for fold_notes in notes) == 2
     assert all("groups unknown" in fold_notes[0] for fold_notes in notes)

@@ -42,12 +42,12 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def part(first: int, count: int) -> datasets.Dataset:
         rows = []
-        for place in range(first, first + count):
+        for index in range(first, first + count):
             stream = io.BytesIO()
-            noise = np.random.default_rng(place).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            noise = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(noise).save(stream, "JPEG")
             data = stream.getvalue()
-            rows.append({"image": {"bytes": data, "path": None}, "label": place % 2, "patient": f"p{place}"})
+            rows.append({"image": {"bytes": data, "path": None}, "label": index % 2, "patient": f"p{index}"})
         return datasets.Dataset.from_list(rows, features=features)
 
     datasets.DatasetDict({"train": part(0, 10), "test": part(10, 4), "extra": part(14, 2)}).save_to_disk(
@@ -63,11 +63,11 @@ def test_a_saved_data_set_is_read(saved: Path) -> None:
     assert tiles.classes == ("normal", "tumour")
     assert (tiles.splits == "validation").sum() == 2
     assert "test/000003" in tiles.ids
-    place = tiles.ids.tolist().index("test/000003")
-    assert tiles.groups[place] == "p13"
-    assert tiles.truth[place] == 1
-    assert tiles.read(place).size == (8, 8)
-    assert pickle.loads(pickle.dumps(tiles)).read(place).tobytes() == tiles.read(place).tobytes()
+    index = tiles.ids.tolist().index("test/000003")
+    assert tiles.groups[index] == "p13"
+    assert tiles.truth[index] == 1
+    assert tiles.read(index).size == (8, 8)
+    assert pickle.loads(pickle.dumps(tiles)).read(index).tobytes() == tiles.read(index).tobytes()
 
 
 def test_missing_splits_and_columns_are_errors(saved: Path) -> None:
@@ -197,9 +197,9 @@ def test_a_saved_image_folder_may_contain_equal_file_names(tmp_path: Path, strea
     """`save_to_disk` stores the images but only the file name of each path."""
     import datasets
 
-    for place in ("train/a", "train/b"):
-        (tmp_path / "set" / place).mkdir(parents=True)
-        Image.new("RGB", (8, 8), (ord(place[-1]), 0, 0)).save(tmp_path / "set" / place / "0.png")
+    for folder in ("train/a", "train/b"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (ord(folder[-1]), 0, 0)).save(tmp_path / "set" / folder / "0.png")
     datasets.load_dataset(str(tmp_path / "set")).save_to_disk(str(tmp_path / "saved"))
     tiles = read_tiles(config(tmp_path / "saved", streaming=streaming), root=tmp_path / "kept", hold_out=False)
     assert tiles.ids.tolist() == ["train/000000", "train/000001"]
@@ -233,9 +233,11 @@ def test_parquet_files_with_different_class_orders_are_refused(tmp_path: Path, s
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize(("damage", "words"), [("cut", "cannot|magic bytes"), ("empty", "a parquet file has no rows")])
+@pytest.mark.parametrize(
+    ("damage", "message"), [("cut", "cannot|magic bytes"), ("empty", "a parquet file has no rows")]
+)
 def test_an_unreadable_parquet_file_is_named(
-    tmp_path: Path, streaming: bool, damage: str, words: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, streaming: bool, damage: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     import datasets
     import pyarrow.parquet as pq
@@ -254,7 +256,7 @@ def test_an_unreadable_parquet_file_is_named(
     broken = folder / "train-1.parquet"
     if damage == "cut":
         broken.write_bytes(broken.read_bytes()[:100])
-    with pytest.raises(DataError, match=rf"(?s){words}.*where: {re.escape(str(broken))}"):
+    with pytest.raises(DataError, match=rf"(?s){message}.*where: {re.escape(str(broken))}"):
         read_tiles(config(folder, streaming=streaming), root=tmp_path / "out")
     assert not caplog.records
 
@@ -336,7 +338,7 @@ def test_cells_of_a_metadata_file_are_read_as_text(tmp_path: Path, form: str, st
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("file_name,label,group\n0.png,a,P0\n1.png,b\n", "record 2 .line 3. has 2 fields, but the header has 3"),
         ("file_name,label\n0.png,a\n2.png,b\n", r"1 of 2 files in the table is missing: 2.png"),
@@ -344,11 +346,11 @@ def test_cells_of_a_metadata_file_are_read_as_text(tmp_path: Path, form: str, st
         ("file_name,label\n0.png,a\n1.png,\"b\nc\"\n", "row 1 contains a line break"),
     ],
 )  # fmt: skip
-def test_an_invalid_metadata_file_is_refused(tmp_path: Path, text: str, words: str, streaming: bool) -> None:
+def test_an_invalid_metadata_file_is_refused(tmp_path: Path, text: str, message: str, streaming: bool) -> None:
     folder = tmp_path / "set"
     _image_folder(folder, ["0.png", "1.png"])
     (folder / "metadata.csv").write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=message):
         read_tiles(config(folder, streaming=streaming), root=tmp_path / "kept")
 
 

@@ -29,15 +29,20 @@ from clipit.tiles.mask_files import MaskClasses, decode_mask, decode_values
 from .conftest import paint, write_table
 
 ROWS = [
-    {"path": f"{place}.png", "label": "ab"[place % 2], "split": "train" if place < 8 else "test", "group": f"p{place}"}
-    for place in range(12)
+    {
+        "path": f"{position}.png",
+        "label": "ab"[position % 2],
+        "split": "train" if position < 8 else "test",
+        "group": f"p{position}",
+    }
+    for position in range(12)
 ]
 NOISE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
 
 
 def table(folder: Path, rows: "list[dict[str, str]]") -> TilesConfig:
-    for place, row in enumerate(rows):
-        paint(folder / row["path"], place)
+    for position, row in enumerate(rows):
+        paint(folder / row["path"], position)
     return TilesConfig(source="table", path=str(write_table(folder / "tiles.csv", rows)))
 
 
@@ -87,8 +92,8 @@ def test_direction_marks_around_a_cell_are_stripped(tmp_path: Path) -> None:
 
 
 def test_thumbnails_of_a_network_drive_are_not_read_as_tiles(tmp_path: Path) -> None:
-    for place in range(8):
-        paint(tmp_path / "ab"[place % 2] / f"{place}.png", place)
+    for position in range(8):
+        paint(tmp_path / "ab"[position % 2] / f"{position}.png", position)
     paint(tmp_path / "a" / "@eaDir" / "0.png" / "SYNOPHOTO_THUMB_M.jpg", 9)
     assert len(read_tiles(TilesConfig(source="folders", path=str(tmp_path)))) == 8
 
@@ -192,9 +197,9 @@ CLASSES = MaskClasses(("none", "gland", "stroma", "tumour"), {0: 0, 1: 1, 2: 2, 
 
 def test_any_flipped_bit_in_a_png_is_detected() -> None:
     data = png(MASK, 8)
-    for place in range(data.index(b"IDAT"), data.index(b"IEND") - 4):
+    for position in range(data.index(b"IDAT"), data.index(b"IEND") - 4):
         damaged = bytearray(data)
-        damaged[place] ^= 4
+        damaged[position] ^= 4
         with pytest.raises(ImageError):
             decode_mask(io.BytesIO(bytes(damaged)), "m.png", (16, 16), CLASSES)
         with pytest.raises(ImageError):
@@ -297,7 +302,7 @@ def compressed_bytes(data: bytes) -> list[int]:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
         parts = zip(page.dataoffsets, page.databytecounts, strict=True)
-        return [place for start, count in parts for place in range(start, start + count)]
+        return [position for start, count in parts for position in range(start, start + count)]
 
 
 @pytest.mark.parametrize(
@@ -313,9 +318,9 @@ def test_any_flipped_bit_in_a_tiff_is_detected(options: "dict[str, Any]") -> Non
     places = compressed_bytes(data)
     tried = places[:: len(places) // 60]
     detected = 0
-    for place in tried:
+    for position in tried:
         damaged = bytearray(data)
-        damaged[place] ^= 4
+        damaged[position] ^= 4
         try:
             decoded = decode(io.BytesIO(bytes(damaged)))
         except ImageError:
@@ -327,9 +332,9 @@ def test_any_flipped_bit_in_a_tiff_is_detected(options: "dict[str, Any]") -> Non
 
 def test_any_flipped_bit_in_a_tiff_mask_is_detected() -> None:
     data = tiff(MASK, tile=(16, 16))
-    for place in compressed_bytes(data):
+    for position in compressed_bytes(data):
         damaged = bytearray(data)
-        damaged[place] ^= 4
+        damaged[position] ^= 4
         with pytest.raises(ImageError, match=r"strip or tile 0 of the TIFF are damaged|cannot be decoded|error"):
             decode_mask(io.BytesIO(bytes(damaged)), "m.tif", (16, 16), CLASSES)
 
@@ -354,15 +359,15 @@ def test_a_fax_compressed_mask_is_read_correctly_or_refused(compression: str, ta
     with Image.open(io.BytesIO(data)) as image:
         stored: Any = getattr(image, "tag_v2", {})
         start, stop = stored[273][0], stored[273][0] + stored[279][0]
-    for place in range(start, stop - 6, 3):
-        damaged = data[:place] + bytes(stop - place) + data[stop:]  # the rest of the strip was never written
+    for position in range(start, stop - 6, 3):
+        damaged = data[:position] + bytes(stop - position) + data[stop:]  # the rest of the strip was never written
         for read in (decode_values, decode):
             with pytest.raises(ImageError, match="strip or tile 0 of the TIFF are damaged"):
                 read(io.BytesIO(damaged))
     harmless = 0
-    for place in range(start, stop):
+    for position in range(start, stop):
         try:
-            values = decode_values(io.BytesIO(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :]))
+            values = decode_values(io.BytesIO(data[:position] + bytes([data[position] ^ 16]) + data[position + 1 :]))
             harmless += bool((values == mask).all())
         except ImageError:
             harmless += 1

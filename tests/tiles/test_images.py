@@ -25,12 +25,12 @@ from .conftest import paint, write_table
 
 
 def table_of(folder: Path, names: list[str]) -> TilesConfig:
-    rows = [{"path": name, "label": place % 2} for place, name in enumerate(names)]
+    rows = [{"path": name, "label": index % 2} for index, name in enumerate(names)]
     write_table(folder / "t.csv", rows)
     return TilesConfig(source="table", path=str(folder / "t.csv"), validation_fraction=0.3)
 
 
-def cut(path: Path, share: float = 0.6) -> None:
+def truncate(path: Path, share: float = 0.6) -> None:
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
 
@@ -38,10 +38,10 @@ def cut(path: Path, share: float = 0.6) -> None:
 def test_the_error_for_a_truncated_image_names_the_file(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = [f"{place}.{suffix}" for place in range(8)]
-    for place, name in enumerate(names):
-        paint(tmp_path / name, place, size=(64, 64))
-    cut(tmp_path / names[3])
+    names = [f"{index}.{suffix}" for index in range(8)]
+    for index, name in enumerate(names):
+        paint(tmp_path / name, index, size=(64, 64))
+    truncate(tmp_path / names[3])
     tiles = load_tiles(table_of(tmp_path, names), seed=0)
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # other packages may set this
     with pytest.raises(DataError, match=rf"(?s)tile 3.{suffix} cannot be decoded.*where: .*3.{suffix}.*quarantine"):
@@ -52,26 +52,26 @@ def test_the_error_for_a_truncated_image_names_the_file(
 
 
 def test_quarantined_images_are_counted_and_listed(tmp_path: Path) -> None:
-    names = [f"{place}.tif" for place in range(12)]
-    for place, name in enumerate(names):
-        paint(tmp_path / name, place, size=(32, 32))
-    cut(tmp_path / "5.tif")
+    names = [f"{index}.tif" for index in range(12)]
+    for index, name in enumerate(names):
+        paint(tmp_path / name, index, size=(32, 32))
+    truncate(tmp_path / "5.tif")
     (tmp_path / "7.tif").write_bytes(b"")
     tiles = load_tiles(table_of(tmp_path, names).model_copy(update={"unreadable": "quarantine"}), seed=0)
     assert tiles.quarantined == ("5.tif", "7.tif")
     assert len(tiles) == 10
     assert "dropped as unreadable: 2 (5.tif, 7.tif)" in tiles.describe()
-    for place in range(len(tiles)):
-        assert tiles.read(place).tobytes() == decode(tmp_path / tiles.ids[place]).tobytes()
+    for index in range(len(tiles)):
+        assert tiles.read(index).tobytes() == decode(tmp_path / tiles.ids[index]).tobytes()
 
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_images_are_not_quarantined_for_lack_of_memory(
     tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = [f"{place}.png" for place in range(8)]
-    for place, name in enumerate(names):
-        paint(tmp_path / name, place, size=(32, 32))
+    names = [f"{index}.png" for index in range(8)]
+    for index, name in enumerate(names):
+        paint(tmp_path / name, index, size=(32, 32))
     config = table_of(tmp_path, names).model_copy(update={"unreadable": "quarantine"})
     if zipped:
         with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
@@ -92,12 +92,12 @@ def test_images_are_not_quarantined_for_lack_of_memory(
 
 
 def test_quarantining_a_whole_split_is_an_error(tmp_path: Path) -> None:
-    for place in range(6):
-        paint(tmp_path / f"{place}.png", place, size=(32, 32))
+    for index in range(6):
+        paint(tmp_path / f"{index}.png", index, size=(32, 32))
     for name in ("3.png", "4.png"):
         (tmp_path / name).write_bytes(b"nothing")
     splits = ["train", "train", "train", "test", "test", "validation"]
-    lines = ["path,label,split", *(f"{place}.png,{'ab'[place % 2]},{split}" for place, split in enumerate(splits))]
+    lines = ["path,label,split", *(f"{index}.png,{'ab'[index % 2]},{split}" for index, split in enumerate(splits))]
     (tmp_path / "parts.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     config = TilesConfig(source="table", path=str(tmp_path / "parts.csv"), unreadable="quarantine")
     with pytest.raises(DataError, match=r"(?s)none of the 2 images in the split test can be decoded.*3\.png"):
@@ -113,9 +113,9 @@ def test_quarantining_all_images_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_deleted_file_is_not_treated_as_an_unreadable_image(tmp_path: Path) -> None:
-    names = [f"{place}.png" for place in range(8)]
-    for place, name in enumerate(names):
-        paint(tmp_path / name, place)
+    names = [f"{index}.png" for index in range(8)]
+    for index, name in enumerate(names):
+        paint(tmp_path / name, index)
     tiles = load_tiles(table_of(tmp_path, names), seed=0)
     (tmp_path / "2.png").unlink()
     with pytest.raises(DataError, match=r"cannot open the image of tile 2.png: No such file"):
@@ -123,10 +123,10 @@ def test_a_deleted_file_is_not_treated_as_an_unreadable_image(tmp_path: Path) ->
 
 
 def test_the_error_for_a_damaged_zip_member_names_it(tmp_path: Path) -> None:
-    names = [f"{place}.bmp" for place in range(8)]
+    names = [f"{index}.bmp" for index in range(8)]
     with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
-        for place, name in enumerate(names):
-            archive.write(paint(tmp_path / "x" / name, place), name)
+        for index, name in enumerate(names):
+            archive.write(paint(tmp_path / "x" / name, index), name)
     data = bytearray((tmp_path / "t.zip").read_bytes())
     data[120] ^= 255  # a pixel of the first member, which only the checksum reveals
     (tmp_path / "t.zip").write_bytes(data)
@@ -138,10 +138,10 @@ def test_the_error_for_a_damaged_zip_member_names_it(tmp_path: Path) -> None:
 
 def zip_of(folder: Path, method: int = zipfile.ZIP_DEFLATED) -> tuple[Path, TilesConfig]:
     """Write eight images into a zip, and a table that lists them."""
-    names = [f"{place}.bmp" for place in range(8)]
+    names = [f"{index}.bmp" for index in range(8)]
     with zipfile.ZipFile(folder / "t.zip", "w", method) as archive:
-        for place, name in enumerate(names):
-            archive.write(paint(folder / "x" / name, place), name)
+        for index, name in enumerate(names):
+            archive.write(paint(folder / "x" / name, index), name)
     return folder / "t.zip", table_of(folder, names).model_copy(update={"images": str(folder / "t.zip")})
 
 
@@ -232,7 +232,7 @@ def deep_tiff(bits: int, channels: int) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, 9) + entries + bytes(4) + depths + data
 
 
-def written(image: Image.Image, kind: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
@@ -241,9 +241,9 @@ def written(image: Image.Image, kind: str, **options: Any) -> bytes:
 DEEP = {
     "grey.png": deep_png(1), "la.png": deep_png(2), "rgb.png": deep_png(3), "rgba.png": deep_png(4),
     "grey.tif": deep_tiff(16, 1), "rgb.tif": deep_tiff(16, 3),
-    "float.tif": written(Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)), "TIFF"),
+    "float.tif": encoded(Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)), "TIFF"),
     "rgb.ppm": b"P6 2 2 4095\n" + bytes(24),
-    "grey.jp2": written(Image.fromarray(np.full((4, 4), 3000, dtype=np.uint16)), "JPEG2000"),
+    "grey.jp2": encoded(Image.fromarray(np.full((4, 4), 3000, dtype=np.uint16)), "JPEG2000"),
 }  # fmt: skip
 
 
@@ -280,7 +280,7 @@ def test_more_than_8_bits_are_refused_by_training_and_prediction(tmp_path: Path,
 def test_8_bit_images_of_the_same_formats_are_read() -> None:
     assert decode(io.BytesIO(deep_tiff(8, 3))).size == (4, 4)
     assert decode(io.BytesIO(b"P6 2 2 255\n" + bytes(12))).size == (2, 2)
-    assert decode(io.BytesIO(written(Image.new("RGB", (4, 4)), "JPEG2000"))).size == (4, 4)
+    assert decode(io.BytesIO(encoded(Image.new("RGB", (4, 4)), "JPEG2000"))).size == (4, 4)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La"])
@@ -303,7 +303,7 @@ def test_a_transparent_png_colour_is_composited_over_white(tmp_path: Path) -> No
 def test_prediction_refuses_truncated_images_even_if_pillow_is_set_to_accept_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut(paint(tmp_path / "a.png", size=(64, 64)))
+    truncate(paint(tmp_path / "a.png", size=(64, 64)))
     for image in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
         monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
         with pytest.raises(DataError, match=r"a\.png"):
@@ -352,9 +352,9 @@ def test_a_single_extra_channel_besides_rgb_is_ignored_and_noted(
 
 def test_only_smaller_copies_may_follow_the_first_page_of_a_tiff() -> None:
     first = Image.new("RGB", (8, 8), (1, 2, 3))
-    pyramid = written(first, "TIFF", save_all=True, append_images=[Image.new("RGB", (4, 4)), Image.new("L", (2, 2))])
+    pyramid = encoded(first, "TIFF", save_all=True, append_images=[Image.new("RGB", (4, 4)), Image.new("L", (2, 2))])
     assert decode(io.BytesIO(pyramid)).tobytes() == first.tobytes()
-    stack = written(first, "TIFF", save_all=True, append_images=[Image.new("RGB", (8, 8))] * 2)
+    stack = encoded(first, "TIFF", save_all=True, append_images=[Image.new("RGB", (8, 8))] * 2)
     with pytest.raises(ImageError, match="3 pages of equal size"):
         decode(io.BytesIO(stack))
 
@@ -397,7 +397,7 @@ def test_a_page_with_similarly_stained_tissue_is_not_a_copy(size: tuple[int, int
         decode(io.BytesIO(two_pages(first, evenly_stained(512, 512, 3).resize(size))))
     for method in Image.Resampling:
         assert decode(io.BytesIO(two_pages(first, first.resize(size, method)))).size == (512, 512)
-    jpeg = written(first.resize(size), "JPEG", quality=30)
+    jpeg = encoded(first.resize(size), "JPEG", quality=30)
     assert decode(io.BytesIO(two_pages(first, Image.open(io.BytesIO(jpeg))))).size == (512, 512)
 
 
@@ -429,7 +429,7 @@ def test_pyramids_with_rounded_sizes_and_of_uniform_images_are_copies() -> None:
 def test_damaged_bytes_give_an_image_or_are_unreadable(suffix: str) -> None:
     kinds = {"jpg": "JPEG", "tif": "TIFF", "jp2": "JPEG2000"}
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    whole = written(Image.fromarray(noise), kinds.get(suffix, suffix.upper()))
+    whole = encoded(Image.fromarray(noise), kinds.get(suffix, suffix.upper()))
     for seed in range(60):
         random = np.random.default_rng(seed)
         data = np.frombuffer(whole, dtype=np.uint8).copy()
@@ -572,7 +572,7 @@ def test_a_fully_transparent_image_must_not_have_varying_colours(kind: str, alph
 
 def test_a_cmyk_jpeg_must_state_whether_its_colours_are_inverted() -> None:
     """Pillow assumes inverted colours as in Adobe files; other programs invert them only with Adobe's marker."""
-    data = written(Image.new("RGB", (16, 16), (200, 30, 90)).convert("CMYK"), "JPEG")
+    data = encoded(Image.new("RGB", (16, 16), (200, 30, 90)).convert("CMYK"), "JPEG")
     assert decode(io.BytesIO(data)).getpixel((8, 8)) == pytest.approx((200, 30, 90), abs=4)
     start = data.index(b"\xff\xee")
     without = data[:start] + data[start + 2 + int.from_bytes(data[start + 2 : start + 4], "big") :]

@@ -53,15 +53,15 @@ def test_validation_labels_are_limited_to_the_number_of_training_labels(make_til
 
 
 def test_draws_are_nested_seeded_and_independent_of_row_order(tiles: TileSet) -> None:
-    def drawn(source: TileSet, value: float, run_seed: int, **more: int) -> set[str]:
+    def labelled_ids(source: TileSet, value: float, run_seed: int, **more: int) -> set[str]:
         hidden = hide_labels(source, LabelsConfig(kind="per_class", value=value, **more), run_seed)
         return set(hidden.ids[(hidden.splits == "train") & (hidden.labels >= 0)])
 
-    assert drawn(tiles, 3, 0) < drawn(tiles, 8, 0)
-    assert drawn(tiles, 8, 0) != drawn(tiles, 8, 1)
-    assert drawn(tiles, 8, 0, seed=4) == drawn(tiles, 8, 1, seed=4)
+    assert labelled_ids(tiles, 3, 0) < labelled_ids(tiles, 8, 0)
+    assert labelled_ids(tiles, 8, 0) != labelled_ids(tiles, 8, 1)
+    assert labelled_ids(tiles, 8, 0, seed=4) == labelled_ids(tiles, 8, 1, seed=4)
     order = np.random.default_rng(0).permutation(len(tiles))
-    assert drawn(tiles.select(order), 8, 0) == drawn(tiles, 8, 0)
+    assert labelled_ids(tiles.select(order), 8, 0) == labelled_ids(tiles, 8, 0)
 
 
 def test_impossible_requests_are_errors(tiles: TileSet) -> None:

@@ -19,7 +19,7 @@ def test_hiding_labels_of_read_tiles_equals_loading_for_each_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = [
-        {"path": f"{place}.png", "label": place % 2, "split": "train" if place < 9 else "test"} for place in range(12)
+        {"path": f"{index}.png", "label": index % 2, "split": "train" if index < 9 else "test"} for index in range(12)
     ]
     for row in table:
         paint(tmp_path / str(row["path"]))
@@ -52,10 +52,10 @@ def test_hiding_labels_of_read_tiles_equals_loading_for_each_seed(
 def bare_table(folder: Path, splits: list[str] | None = None) -> str:
     """Write a table of 40 tiles in two classes without groups, and without splits by default."""
     rows: list[dict[str, object]] = []
-    for place in range(40):
-        paint(folder / f"{place}.png", place)
-        rows.append({"path": f"{place}.png", "label": place % 2})
-        rows[-1] |= {"split": splits[place]} if splits else {}
+    for index in range(40):
+        paint(folder / f"{index}.png", index)
+        rows.append({"path": f"{index}.png", "label": index % 2})
+        rows[-1] |= {"split": splits[index]} if splits else {}
     return str(write_table(folder / "bare.csv", rows))
 
 
@@ -103,11 +103,11 @@ def test_conflicting_split_keys_are_refused(keys: dict[str, Any], message: str) 
 @pytest.mark.parametrize("source", ["folders", "table", "huggingface", "slides", "webdataset", "pcam", "bach", "mhist"])
 def test_the_error_for_a_missing_path_shows_what_exists(tmp_path: Path, source: Any) -> None:
     (tmp_path / "Tiles").mkdir()
-    for path, words in (("tiles", "contains Tiles"), (r"C:\tiles", "Windows path"), ("https://host/tiles", "a URL")):
+    for path, message in (("tiles", "contains Tiles"), (r"C:\tiles", "Windows path"), ("https://host/tiles", "a URL")):
         if source == "webdataset" and path.startswith("https"):
             continue  # URLs of shards have a separate error
         missing = str(tmp_path / path) if path == "tiles" else path
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=message):
             read_tiles(TilesConfig(source=source, path=missing))
 
 
@@ -134,7 +134,7 @@ def test_class_names_must_be_visible_and_on_one_line(keys: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"labels": {"value": 4}}, r"table: tiles.labels.value \(only with tiles.labels.kind=fraction or per_class\)"),
         ({"labels": {"seed": 4}}, r"table: tiles.labels.seed \(only with"),
@@ -147,7 +147,7 @@ def test_class_names_must_be_visible_and_on_one_line(keys: dict[str, Any]) -> No
         ),
     ],
 )
-def test_options_without_effect_are_errors(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+def test_options_without_effect_are_errors(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     rows = [
         {"path": f"{number}.png", "label": "ab"[number % 2], "split": ("train", "validation", "test")[number % 3]}
         for number in range(9)
@@ -156,5 +156,5 @@ def test_options_without_effect_are_errors(tmp_path: Path, options: dict[str, An
         paint(tmp_path / row["path"], number)
     table = {"source": "table", "path": str(write_table(tmp_path / "t.csv", rows))}
     assert len(read_tiles(TilesConfig.model_validate(table))) == 9
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         read_tiles(TilesConfig.model_validate({**table, **options}))

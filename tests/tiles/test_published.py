@@ -101,8 +101,8 @@ def nct_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     counts = {(folder, name): 5 if folder.startswith("NCT") else 2 for folder, name in nct_crc.COUNTS}
     monkeypatch.setattr(nct_crc, "COUNTS", counts)
     for (folder, name), count in counts.items():
-        for place in range(count):
-            paint(tmp_path / folder / name / f"{name}-{place}.tif", place)
+        for index in range(count):
+            paint(tmp_path / folder / name / f"{name}-{index}.tif", index)
     return tmp_path
 
 
@@ -165,12 +165,12 @@ def test_bach_splits_match_published_protocols() -> None:
     assert [counts["test"][name] for name in DATASETS["bach"].classes] == [48, 30, 31, 23]
     # eva sorts the micrographs by class and file name and reports scores on these ranges.
     reported = [
-        place
+        index
         for first, last in ((41, 59), (60, 90), (139, 169), (240, 258), (260, 273), (345, 368))
-        for place in range(first, last)
+        for index in range(first, last)
     ]
     ordered = sorted(rows, key=lambda row: (row["class"], row["file"]))
-    assert [place for place, row in enumerate(ordered) if row["split"] == "test"] == reported
+    assert [index for index, row in enumerate(ordered) if row["split"] == "test"] == reported
 
 
 def test_bach_names_match_the_published_ones(real_data: Path) -> None:
@@ -199,10 +199,10 @@ def test_bach_photos_and_crops(bach_folder: Path) -> None:
     assert {name.rpartition("#")[2] for name in crops.ids} == {
         f"{row},{column}" for row in range(3) for column in range(4)
     }
-    place = crops.ids.tolist().index("is007.tif#2,3")
-    assert crops.groups[place] == "is007.tif"
-    np.testing.assert_array_equal(np.asarray(crops.read(place)), photo[1024:1536, 1536:2048])
-    assert pickle.loads(pickle.dumps(crops)).read(place).size == (512, 512)
+    index = crops.ids.tolist().index("is007.tif#2,3")
+    assert crops.groups[index] == "is007.tif"
+    np.testing.assert_array_equal(np.asarray(crops.read(index)), photo[1024:1536, 1536:2048])
+    assert pickle.loads(pickle.dumps(crops)).read(index).size == (512, 512)
 
 
 def test_bach_photos_of_another_size_cannot_be_cropped(bach_folder: Path) -> None:

@@ -58,4 +58,4 @@ def test_kather_splits_have_other_names_and_unlabelled_tiles(real_data: Path) ->
     tiles = load_tiles(config(folder, "kather2016_tiles.zip", splits=splits), seed=0)
     assert len(tiles.classes) == 8
     assert (tiles.truth[tiles.splits == "test"] == -1).all()
-    assert {tiles.read(place).mode for place in np.flatnonzero(tiles.splits == "test")} == {"RGB"}
+    assert {tiles.read(index).mode for index in np.flatnonzero(tiles.splits == "test")} == {"RGB"}

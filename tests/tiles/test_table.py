@@ -29,14 +29,14 @@ def config(path: Path, **more: object) -> TilesConfig:
 def rows(folder: Path, count: int = 12) -> list[dict[str, object]]:
     """Write images in `folder/img` and return their rows: two classes, and patients with two tiles each."""
     table: list[dict[str, object]] = []
-    for place in range(count):
-        paint(folder / "img" / f"{place}.png", place)
+    for index in range(count):
+        paint(folder / "img" / f"{index}.png", index)
         table.append(
             {
-                "path": f"img/{place}.png",
-                "label": place % 2,
-                "split": "train" if place < 8 else "test",
-                "group": f"p{place // 2}",
+                "path": f"img/{index}.png",
+                "label": index % 2,
+                "split": "train" if index < 8 else "test",
+                "group": f"p{index // 2}",
                 "mpp": 0.5,
             }
         )
@@ -85,13 +85,13 @@ def test_pipes_listed_in_a_table_are_refused_without_blocking(tmp_path: Path, un
 def test_zip_and_folder_give_the_same_pixels(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", rows(tmp_path))
     with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive:
-        for place in range(12):
-            archive.write(tmp_path / "img" / f"{place}.png", f"img/{place}.png")
+        for index in range(12):
+            archive.write(tmp_path / "img" / f"{index}.png", f"img/{index}.png")
     folder = load_tiles(config(path), seed=0)
     packed = load_tiles(config(path, images=str(tmp_path / "tiles.zip")), seed=0)
     assert folder.fingerprint != packed.fingerprint
-    for place in range(12):
-        assert folder.read(place).tobytes() == packed.read(place).tobytes()
+    for index in range(12):
+        assert folder.read(index).tobytes() == packed.read(index).tobytes()
 
 
 def test_errors_for_missing_columns_list_the_existing_ones(tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_a_file_listed_twice_is_an_error(tmp_path: Path) -> None:
 
 def test_missing_files_are_counted(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", rows(tmp_path))
-    for place in (3, 5):
-        (tmp_path / "img" / f"{place}.png").unlink()
+    for index in (3, 5):
+        (tmp_path / "img" / f"{index}.png").unlink()
     with pytest.raises(DataError, match=r"2 of 12 files .*: img/3.png, img/5.png"):
         load_tiles(config(path), seed=0)
     with pytest.raises(DataError, match=r"elsewhere"):
@@ -143,7 +143,7 @@ def test_missing_files_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "change", "message"),
+    ("index", "change", "message"),
     [
         (1, {"split": "fold3"}, "unknown split values: fold3"),
         (1, {"split": ""}, "1 of 12 rows has no split"),
@@ -157,15 +157,15 @@ def test_missing_files_are_counted(tmp_path: Path) -> None:
         (1, {"path": ""}, "1 row has no file name; the first is record 2"),
     ],
 )
-def test_inconsistent_rows_are_errors(tmp_path: Path, place: int, change: dict[str, object], message: str) -> None:
+def test_inconsistent_rows_are_errors(tmp_path: Path, index: int, change: dict[str, object], message: str) -> None:
     table = rows(tmp_path)
-    table[place] = table[place] | change
+    table[index] = table[index] | change
     with pytest.raises(DataError, match=message):
         load_tiles(config(write_table(tmp_path / "t.csv", table), classes=("0", "1")), seed=0)
 
 
 def test_missing_value_markers_are_not_ids(tmp_path: Path) -> None:
-    table = [{**row, "id": "nan" if place == 1 else f"tile {place}"} for place, row in enumerate(rows(tmp_path))]
+    table = [{**row, "id": "nan" if index == 1 else f"tile {index}"} for index, row in enumerate(rows(tmp_path))]
     with pytest.raises(DataError, match=r"tiles without an id: record 2 \(line 3\)"):
         load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
 
@@ -202,7 +202,7 @@ def test_the_error_names_a_table_from_which_no_validation_split_can_be_held_out(
 
 
 def test_ids_in_a_separate_column_must_be_unique(tmp_path: Path) -> None:
-    table = [row | {"name": f"n{min(place, 10)}"} for place, row in enumerate(rows(tmp_path))]
+    table = [row | {"name": f"n{min(index, 10)}"} for index, row in enumerate(rows(tmp_path))]
     path = write_table(tmp_path / "t.csv", table)
     with pytest.raises(
         DataError, match=r"(?s)1 tile id occurs more than once: n10 \(record \d+ \(line \d+\), record.*where: .*t\.csv"
@@ -225,9 +225,9 @@ def test_replacing_a_file_changes_the_fingerprint(tmp_path: Path) -> None:
 
 
 def test_a_replaced_file_of_the_same_size_changes_the_fingerprint(tmp_path: Path) -> None:
-    for place in range(10):
-        paint(tmp_path / f"{place}.bmp", place)
-    table = [{"path": f"{place}.bmp", "label": place % 2} for place in range(10)]
+    for index in range(10):
+        paint(tmp_path / f"{index}.bmp", index)
+    table = [{"path": f"{index}.bmp", "label": index % 2} for index in range(10)]
     path = write_table(tmp_path / "t.csv", table)
     before = load_tiles(config(path), seed=0).fingerprint
     size = (tmp_path / "4.bmp").stat().st_size
@@ -376,9 +376,9 @@ def test_the_error_for_a_quotation_mark_that_joins_rows_names_the_row(tmp_path: 
     table = [row | {"note": "ok"} for row in rows(tmp_path)]
     path = write_table(tmp_path / "t.csv", table)
     lines = path.read_text().splitlines()
-    place = list(table[0]).index(column)
+    index = list(table[0]).index(column)
     opened, closed = lines[3].split(","), lines[8].split(",")
-    opened[place], closed[place] = '"' + opened[place], closed[place] + '"'
+    opened[index], closed[index] = '"' + opened[index], closed[index] + '"'
     lines[3], lines[8] = ",".join(opened), ",".join(closed)
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError, match=rf"record 3 \(line 4\) .*(line break|additional rows).* in column {column}"):
@@ -390,7 +390,7 @@ def test_the_error_for_a_quotation_mark_that_joins_rows_names_the_row(tmp_path: 
 
 
 def test_the_error_for_a_line_break_in_parquet_names_the_row(tmp_path: Path) -> None:
-    table = [row | {"label": "a\nb" if place == 4 else "a"} for place, row in enumerate(rows(tmp_path))]
+    table = [row | {"label": "a\nb" if index == 4 else "a"} for index, row in enumerate(rows(tmp_path))]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")
     with pytest.raises(DataError, match=r"row 5 contains a line break .* in column label"):
         load_tiles(config(tmp_path / "t.parquet"), seed=0)
@@ -400,13 +400,13 @@ def test_the_error_for_a_line_break_in_parquet_names_the_row(tmp_path: Path) -> 
 def test_missing_value_markers_are_neither_classes_nor_patients(tmp_path: Path, text: str) -> None:
     table = rows(tmp_path)
     for column in ("label", "group"):
-        changed = [row | ({column: text} if place in (1, 3) else {}) for place, row in enumerate(table)]
+        changed = [row | ({column: text} if index in (1, 3) else {}) for index, row in enumerate(table)]
         path = write_table(tmp_path / "t.csv", changed)
         with pytest.raises(
             DataError, match=rf"2 tiles have the {column} '{re.escape(text)}'.*record 2 \(line 3\), record 4"
         ):
             load_tiles(config(path), seed=0)
-    labelled = [row | ({"label": text} if place in (1, 3) else {}) for place, row in enumerate(table)]
+    labelled = [row | ({"label": text} if index in (1, 3) else {}) for index, row in enumerate(table)]
     tiles = load_tiles(config(write_table(tmp_path / "t.csv", labelled), classes=("0", "1", text)), seed=0)
     assert (tiles.truth == 2).sum() == 2
 
@@ -414,7 +414,7 @@ def test_missing_value_markers_are_neither_classes_nor_patients(tmp_path: Path, 
 def test_groups_that_may_denote_an_unknown_patient_are_named(tmp_path: Path) -> None:
     texts = {0: "Unknown", 1: "Unknown", 2: "Unknown", 3: "-", 4: "-", 5: "?"}
     table = [
-        row | {"split": "train", "group": texts.get(place, f"p{place}")} for place, row in enumerate(rows(tmp_path))
+        row | {"split": "train", "group": texts.get(index, f"p{index}")} for index, row in enumerate(rows(tmp_path))
     ]
     notes = load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0).notes
     assert [note.partition(";")[0] for note in notes if "WARNING" in note] == [
@@ -424,18 +424,18 @@ def test_groups_that_may_denote_an_unknown_patient_are_named(tmp_path: Path) -> 
 
 
 def test_lower_case_none_is_a_class(tmp_path: Path) -> None:
-    table = [row | ({"label": "none"} if place in (1, 3) else {}) for place, row in enumerate(rows(tmp_path))]
+    table = [row | ({"label": "none"} if index in (1, 3) else {}) for index, row in enumerate(rows(tmp_path))]
     assert "none" in load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0).classes
 
 
 def test_null_nan_and_bytes_in_parquet_labels(tmp_path: Path) -> None:
     table = rows(tmp_path)
-    numbers = [row | {"label": float("nan") if place < 2 else float(place % 2)} for place, row in enumerate(table)]
+    numbers = [row | {"label": float("nan") if index < 2 else float(index % 2)} for index, row in enumerate(table)]
     pq.write_table(pa.Table.from_pylist(numbers), tmp_path / "t.parquet")
     tiles = load_tiles(config(tmp_path / "t.parquet"), seed=0)
     assert tiles.classes == ("0.0", "1.0")
     assert (tiles.truth == -1).sum() == 2
-    named = [row | {"label": b" mucin" if place % 2 else b"stroma"} for place, row in enumerate(table)]
+    named = [row | {"label": b" mucin" if index % 2 else b"stroma"} for index, row in enumerate(table)]
     pq.write_table(pa.Table.from_pylist(named), tmp_path / "t.parquet")
     assert load_tiles(config(tmp_path / "t.parquet"), seed=0).classes == ("mucin", "stroma")
     named[5]["label"] = b"\xff"
@@ -451,14 +451,14 @@ def test_the_error_for_parquet_text_that_is_not_utf8_names_the_row(tmp_path: Pat
     table = pa.Table.from_pylist(rows(tmp_path))
     labels = pa.array([b"a"] * 6 + [b"\xe4"] + [b"b"] * 5, pa.binary())
     invalid = pa.StringArray.from_buffers(12, labels.buffers()[1], labels.buffers()[2])
-    place = table.column_names.index("label")
-    pq.write_table(table.set_column(place, "label", invalid), tmp_path / "t.parquet")
+    index = table.column_names.index("label")
+    pq.write_table(table.set_column(index, "label", invalid), tmp_path / "t.parquet")
     with pytest.raises(DataError, match="row 7 contains text that is not UTF-8 in column label"):
         load_tiles(config(tmp_path / "t.parquet"), seed=0)
 
 
 def test_minus_one_among_integers_is_not_a_class(tmp_path: Path) -> None:
-    table = [row | {"label": -1 if place in (0, 5) else place % 2} for place, row in enumerate(rows(tmp_path))]
+    table = [row | {"label": -1 if index in (0, 5) else index % 2} for index, row in enumerate(rows(tmp_path))]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")
     tiles = load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4), seed=0)
     assert tiles.classes == ("0", "1")
@@ -466,7 +466,7 @@ def test_minus_one_among_integers_is_not_a_class(tmp_path: Path) -> None:
     assert any("2 tiles with the label -1 treated as unlabelled" in note for note in tiles.notes)
     configured = load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4, classes=("-1", "0", "1")), seed=0)
     assert (configured.truth == 0).sum() == 2
-    two_classes = [row | {"label": 1 if place % 2 else -1} for place, row in enumerate(table)]
+    two_classes = [row | {"label": 1 if index % 2 else -1} for index, row in enumerate(table)]
     pq.write_table(pa.Table.from_pylist(two_classes), tmp_path / "t.parquet")
     with pytest.raises(DataError, match="-1 may be a class or mark unlabelled tiles"):
         load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4), seed=0)
@@ -477,7 +477,7 @@ def test_minus_one_among_integers_is_not_a_class(tmp_path: Path) -> None:
 
 def test_minus_one_and_signed_one_may_be_classes(tmp_path: Path) -> None:
     path = write_table(
-        tmp_path / "t.csv", [row | {"label": "+1" if place % 2 else "-1"} for place, row in enumerate(rows(tmp_path))]
+        tmp_path / "t.csv", [row | {"label": "+1" if index % 2 else "-1"} for index, row in enumerate(rows(tmp_path))]
     )
     with pytest.raises(
         DataError, match=r"(?s)-1 may be a class or mark unlabelled tiles.*tiles\.classes: \['-1', '\+1'\]"
@@ -487,14 +487,14 @@ def test_minus_one_and_signed_one_may_be_classes(tmp_path: Path) -> None:
 
 
 def test_minus_one_among_integers_is_not_a_patient(tmp_path: Path) -> None:
-    table = [row | {"group": -1 if place % 6 == 0 else place // 2} for place, row in enumerate(rows(tmp_path))]
+    table = [row | {"group": -1 if index % 6 == 0 else index // 2} for index, row in enumerate(rows(tmp_path))]
     tiles = load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
     assert (tiles.groups == "").sum() == 2
     assert any("2 tiles with the group -1" in note for note in tiles.notes)
 
 
 def test_integer_patients_stored_as_decimals_are_read_as_integers(tmp_path: Path) -> None:
-    numbers = [None if place % 6 == 0 else float(place // 2) for place in range(12)]
+    numbers = [None if index % 6 == 0 else float(index // 2) for index in range(12)]
     table = [row | {"group": number} for row, number in zip(rows(tmp_path), numbers, strict=True)]
     patients_of_rows = ["" if number is None else f"{number:.0f}" for number in numbers]
     write_table(tmp_path / "t.csv", table)
@@ -582,8 +582,8 @@ def test_operating_system_files_are_not_listed_as_examples(tmp_path: Path) -> No
 
 
 def test_ambiguous_file_names_without_their_folder_are_errors(tmp_path: Path) -> None:
-    for place, name in enumerate(("A/1.png", "B/1.png")):
-        paint(tmp_path / "img" / name, place)
+    for index, name in enumerate(("A/1.png", "B/1.png")):
+        paint(tmp_path / "img" / name, index)
     path = write_table(tmp_path / "t.csv", [{"path": "1.png", "label": label} for label in "ab"])
     with pytest.raises(
         DataError,
@@ -601,12 +601,12 @@ def test_archives_among_the_files_are_named(tmp_path: Path) -> None:
 
 
 def test_one_long_cell_does_not_increase_the_memory_of_other_rows(tmp_path: Path) -> None:
-    table = [row | {"id": "i" * 4000 if place == 3 else f"i{place}"} for place, row in enumerate(rows(tmp_path))]
+    table = [row | {"id": "i" * 4000 if index == 3 else f"i{index}"} for index, row in enumerate(rows(tmp_path))]
     table[5]["group"] = "g" * 4000
     tiles = load_tiles(config(write_table(tmp_path / "t.csv", table), validation_fraction=0.4), seed=0)
     assert tiles.ids.itemsize <= 8 and tiles.groups.itemsize <= 8
     assert patients(tiles.groups, tiles.ids).itemsize <= 8
-    groups = np.array([f"g{place}" for place in range(11)] + ["g" * 10**6], dtype=object)
+    groups = np.array([f"g{index}" for index in range(11)] + ["g" * 10**6], dtype=object)
     tracemalloc.start()
     try:
         assert "patient" in tiles_overview(replace(tiles, groups=groups), config(tmp_path / "t.csv"), "t")
@@ -637,9 +637,9 @@ def test_quotation_marks_that_join_rows_in_an_unread_column_are_errors(tmp_path:
         load_tiles(config(path), seed=0)
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_quotation_marks_that_join_rows_in_a_leading_unread_column_are_errors(tmp_path: Path, place: int) -> None:
-    table = [dict([*list(row.items())[:place], ("note", "fine"), *list(row.items())[place:]]) for row in rows(tmp_path)]
+@pytest.mark.parametrize("index", [0, 1])
+def test_quotation_marks_that_join_rows_in_a_leading_unread_column_are_errors(tmp_path: Path, index: int) -> None:
+    table = [dict([*list(row.items())[:index], ("note", "fine"), *list(row.items())[index:]]) for row in rows(tmp_path)]
     path = write_table(tmp_path / "t.csv", table)
     lines = path.read_text().splitlines()
     lines[3] = lines[3].replace("fine", '"fine')
@@ -692,14 +692,14 @@ def test_texts_with_line_breaks_and_commas_are_accepted(tmp_path: Path, columns:
     assert len(read_tiles(section, hold_out=False)) == 12
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_quotation_marks_that_join_rows_of_a_two_column_table_are_errors(tmp_path: Path, place: int) -> None:
+@pytest.mark.parametrize("index", [0, 1])
+def test_quotation_marks_that_join_rows_of_a_two_column_table_are_errors(tmp_path: Path, index: int) -> None:
     names = [row["path"] for row in rows(tmp_path)]
     section = config(tmp_path / "t.csv", labels={"kind": "none"})
 
     def write(note: str) -> None:
-        cells = [[note, f"{name}"] if place == 0 else [f"{name}", note] for name in names]
-        cells.insert(0, ["note", "path"] if place == 0 else ["path", "note"])
+        cells = [[note, f"{name}"] if index == 0 else [f"{name}", note] for name in names]
+        cells.insert(0, ["note", "path"] if index == 0 else ["path", "note"])
         section_path.write_text("".join(",".join(row) + "\n" for row in cells))
 
     section_path = tmp_path / "t.csv"
@@ -727,7 +727,7 @@ def test_other_missing_value_markers_among_names_are_errors(tmp_path: Path, valu
 
 
 def test_minus_one_among_decimals_is_not_a_class(tmp_path: Path) -> None:
-    table = [row | {"label": -1.0 if place in (0, 5) else float(place % 2)} for place, row in enumerate(rows(tmp_path))]
+    table = [row | {"label": -1.0 if index in (0, 5) else float(index % 2)} for index, row in enumerate(rows(tmp_path))]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")
     tiles = load_tiles(config(tmp_path / "t.parquet", validation_fraction=0.4), seed=0)
     assert tiles.classes == ("0.0", "1.0")
@@ -747,8 +747,8 @@ def test_different_spellings_of_a_class_or_patient_are_errors(tmp_path: Path, ke
 
 def test_groups_that_differ_only_in_separators_give_a_warning(tmp_path: Path) -> None:
     table = rows(tmp_path)
-    for place, row in enumerate(table):
-        row["group"] = f"A{'-' * (place % 4 < 2)}{place // 4}"
+    for index, row in enumerate(table):
+        row["group"] = f"A{'-' * (index % 4 < 2)}{index // 4}"
     tiles = load_tiles(config(write_table(tmp_path / "t.csv", table)), seed=0)
     assert len({*tiles.groups}) == 6
     (note,) = [note for note in tiles.notes if "A-0" in note]
@@ -776,8 +776,8 @@ def test_a_control_character_in_a_cell_is_an_error(tmp_path: Path, key: str, val
 def test_two_zip_members_with_the_same_name_are_an_error(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv", rows(tmp_path))
     with zipfile.ZipFile(tmp_path / "tiles.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
-        for place in [*range(12), 5]:
-            archive.write(tmp_path / "img" / f"{place}.png", f"img/{place}.png")
+        for index in [*range(12), 5]:
+            archive.write(tmp_path / "img" / f"{index}.png", f"img/{index}.png")
     with pytest.raises(DataError, match=r"1 name occurs more than once in the zip: img/5\.png"):
         load_tiles(config(path, images=str(tmp_path / "tiles.zip")), seed=0)
 

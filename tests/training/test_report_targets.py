@@ -24,7 +24,7 @@ def workspace(configure: Callable[..., RunConfig]) -> Workspace:
     return Workspace(configure({"pairing.k": 2}))
 
 
-def paired(*positions: list[int]) -> PairedSnippets:
+def make_pairs(*positions: list[int]) -> PairedSnippets:
     table = np.array(positions)
     return PairedSnippets(table, np.ones(table.shape, dtype=np.float32))
 
@@ -99,7 +99,7 @@ def test_tiles_that_fall_back_to_their_snippet_are_counted(workspace: Workspace)
     from_reports = report_context(store, ids[[0, 1, 2, 3, 3]], np.array(["A", "A", "B", "C", "D"]), embeddings)
     rows = store.positions(ids)
     assert from_reports.fell_back[rows].tolist() == [False, False, True, True]
-    pairs = paired([rows[0], rows[2]], [rows[2], rows[3]], [rows[3], -1], [rows[1], -1], [-1, -1])
+    pairs = make_pairs([rows[0], rows[2]], [rows[2], rows[3]], [rows[3], -1], [rows[1], -1], [-1, -1])
     assert from_reports.describe_fallbacks(pairs).startswith(
         "2 of 4 tiles fell back to their snippets' own embeddings: their reports contain no other snippet "
         "that may serve as context"
@@ -116,7 +116,7 @@ def test_tiles_whose_reports_cannot_be_classified_are_counted(workspace: Workspa
     rows = store.positions(ids)
     assert from_reports.fell_back.all() and np.allclose(from_reports.vectors(rows), embeddings(rows), atol=1e-6)
     assert from_reports.unlabelled is not None and from_reports.unlabelled[rows].tolist() == [False] * 5 + [True]
-    message = from_reports.describe_fallbacks(paired([rows[0]], [rows[5]], [-1]))
+    message = from_reports.describe_fallbacks(make_pairs([rows[0]], [rows[5]], [-1]))
     assert (
         message.startswith("2 of 2 tiles fell back")
         and "1 of 2 tiles has only snippets from unlabelled reports" in message

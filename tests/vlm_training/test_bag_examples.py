@@ -50,7 +50,7 @@ def nearest_by_hand(vlm: VLM, workspace: Workspace) -> tuple[list[set[str]], lis
     images, encoded = unit(images - images.mean(axis=0)), unit(encoded - encoded.mean(axis=0))
     near = images @ images.T - 9.0 * (tiles.groups[:, None] == tiles.groups[None, :])
     best_tiles = [set(tiles.ids[row].tolist()) for row in np.argsort(-near, axis=1)[:, :2]]
-    best_texts = [{texts[place] for place in row} for row in np.argsort(-(images @ encoded.T), axis=1)[:, :2]]
+    best_texts = [{texts[index] for index in row} for row in np.argsort(-(images @ encoded.T), axis=1)[:, :2]]
     return best_tiles, best_texts
 
 

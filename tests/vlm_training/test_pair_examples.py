@@ -53,7 +53,7 @@ def make(
     return make_examples(config, section, arm, seed, split, Workspace(config))
 
 
-def paired(examples: BagExamples, steps: int = 6) -> set[tuple[str, str]]:
+def pairs_in_batches(examples: BagExamples, steps: int = 6) -> set[tuple[str, str]]:
     """Return the ids of images and their texts in the first batches."""
     pairs = set()
     for step in range(steps):
@@ -77,7 +77,7 @@ def test_every_image_is_paired_with_its_texts_and_groups_do_not_cross_splits(con
     held_out = validation_examples(config, section, "text", 0, workspace)
     assert held_out is not None and len(held_out) == 4, "one of six patients is held out"
     expected = {(path, text) for path, text, _ in content}
-    assert paired(train, 8) | paired(held_out, 8) == expected
+    assert pairs_in_batches(train, 8) | pairs_in_batches(held_out, 8) == expected
     assert not set(train.tile_ids) & set(held_out.tile_ids)
     groups = {path: group for path, _, group in content}
     assert not {groups[name] for name in train.tile_ids} & {groups[name] for name in held_out.tile_ids}
@@ -105,7 +105,7 @@ def test_texts_are_split_dropped_and_counted(config: RunConfig, tmp_path: Path) 
     assert summary["tiles_without_text"] == 1
     limit = workspace.vlm.context_length
     assert max(workspace.vlm.count_tokens(parts[0].texts)) <= limit < workspace.vlm.count_tokens([long])[0]
-    split = [text for part in parts for name, text in paired(part, 40) if name == "images/train-020.png"]
+    split = [text for part in parts for name, text in pairs_in_batches(part, 40) if name == "images/train-020.png"]
     assert sorted(split) == sorted(f"{sentence.rstrip('.')}." for sentence in long.split(". "))
 
 
@@ -133,7 +133,7 @@ def test_shuffled_texts_come_from_other_patients(config: RunConfig, tmp_path: Pa
     examples = make(config, section, "shuffled_text")
     group_of = {path: group for path, _, group in rows()}
     owner = {text: group for _, text, group in rows()}
-    pairs = paired(examples, 5)
+    pairs = pairs_in_batches(examples, 5)
     assert len(pairs) == 20 == len({text for _, text in pairs}), "every text is used once"
     assert all(group_of[name] != owner[text] for name, text in pairs)
     images = make(config, section, "images").batch(0)
@@ -180,7 +180,9 @@ def test_shards_give_texts_from_members_or_json(config: RunConfig, tmp_path: Pat
     section = AdaptConfig.model_validate(
         {"data": "pairs", "batch_size": 8, "pairs": {"source": "webdataset", "path": str(tmp_path / "shards")}}
     )
-    assert paired(make(config, section), 3) <= {(f"pairs-000/{n:05d}", text) for n, (_, text, _) in enumerate(rows())}
+    assert pairs_in_batches(make(config, section), 3) <= {
+        (f"pairs-000/{n:05d}", text) for n, (_, text, _) in enumerate(rows())
+    }
     columns = {"text": "caption", "group": "patient"}
     section = section.model_copy(update={"pairs": section.pairs.model_copy(update={"columns": columns})})
     examples = make(config, section)

@@ -33,7 +33,7 @@ def adapted(world: dict[str, Any], tmp_path: Path) -> Path:
     return folder
 
 
-def compared(*groups: str) -> SeenTiles:
+def make_seen_tiles(*groups: str) -> SeenTiles:
     ids = np.asarray([f"t{number}" for number in range(len(groups))], dtype=object)
     return SeenTiles(ids, np.full(len(ids), "test", dtype=object), np.asarray(groups, dtype=object))
 
@@ -71,22 +71,26 @@ def test_patients_of_slides_are_compared_with_those_of_the_vlm(adapted: Path, tm
 def test_patients_of_adapted_and_trained_backbones_are_compared(adapted: Path, tmp_path: Path) -> None:
     tower = adapted.parent / "image_tower"
     tower.mkdir()
-    (note,) = adaptation_notes(compared("P9", "P5"), [BackboneConfig(name=str(tower))], "test tile", "mine-seed0")
+    (note,) = adaptation_notes(
+        make_seen_tiles("P9", "P5"), [BackboneConfig(name=str(tower))], "test tile", "mine-seed0"
+    )
     assert note.startswith(
         "WARNING: the backbone text-seed0/image_tower of the run mine-seed0 belongs to a VLM that was"
     )
     assert SHARED in note and "(P9)" in note
-    assert not adaptation_notes(compared("P5"), [BackboneConfig(name=str(tower))], "test tile")
+    assert not adaptation_notes(make_seen_tiles("P5"), [BackboneConfig(name=str(tower))], "test tile")
 
     classifier = tmp_path / "text-seed1" / "classifier"
     classifier.mkdir(parents=True)
     (classifier / "clipit.json").write_text("{}", encoding="utf-8")
     backbone = BackboneConfig(name=str(classifier))
-    (note,) = adaptation_notes(compared("P5"), [backbone], "test tile")
+    (note,) = adaptation_notes(make_seen_tiles("P5"), [backbone], "test tile")
     assert "was trained on data of patients, which cannot be compared" in note and "no training_tiles.parquet" in note
     seen = pd.DataFrame({"id": ["a", "b"], "split": ["train", "validation"], "group": ["P5", "P6"]})
     seen.to_parquet(classifier.parent / TRAINING_TILES)
-    (note,) = adaptation_notes(compared("P5", "P6", "P7"), [backbone], "test tile")
+    (note,) = adaptation_notes(make_seen_tiles("P5", "P6", "P7"), [backbone], "test tile")
     assert f"the backbone text-seed1/classifier was trained on {SHARED}: 2 of 3 test tiles belong to 2 such" in note
-    assert not adaptation_notes(compared("P7"), [backbone], "test tile")
-    assert not adaptation_notes(compared("P5"), [BackboneConfig(name=str(classifier), pretrained=False)], "test tile")
+    assert not adaptation_notes(make_seen_tiles("P7"), [backbone], "test tile")
+    assert not adaptation_notes(
+        make_seen_tiles("P5"), [BackboneConfig(name=str(classifier), pretrained=False)], "test tile"
+    )

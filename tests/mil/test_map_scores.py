@@ -108,7 +108,7 @@ def test_map_scores_are_listed_by_arm_and_seed_before_floor_and_ceiling(truth: S
 
 
 def test_intervals_of_maps_resample_patients_and_average_seeds(truth: SlideTruth) -> None:
-    """Pixels are pooled over 11 patients of which half have good and half have bad maps."""
+    """Pixels are pooled over patients, half with good and half with bad maps."""
     good = class_scores(np.array([[0.1, 0.9], [0.4, 0.6], [0.6, 0.4], [0.9, 0.1]], dtype=np.float32), 1)
     bad = class_scores(np.array([[0.9, 0.1], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8]], dtype=np.float32), 1)
     slide_scores = []

@@ -223,25 +223,27 @@ def test_invalid_study_configurations_are_rejected(
     path = tmp_path / "files.yaml"
     path.write_text(yaml.safe_dump({**feature_files, **tiles}), encoding="utf-8")
 
-    def refused(kind: type[Exception], match: str, keys: dict[str, Any], config: Path = path) -> None:
+    def assert_error(kind: type[Exception], match: str, keys: dict[str, Any], config: Path = path) -> None:
         with pytest.raises(kind, match=match):
             clipit.train_mil(clipit.load_config(config, keys))
 
-    refused(ConfigError, "unknown arms: median", {"mil.arms": ["mean", "median"]})
-    refused(ConfigError, "must be one of the arms", {"mil.reference": "max", "mil.arms": ["mean"]})
-    refused(ConfigError, "h5 and slides are read only", {"mil.features": "vlm"})
+    assert_error(ConfigError, "unknown arms: median", {"mil.arms": ["mean", "median"]})
+    assert_error(ConfigError, "must be one of the arms", {"mil.reference": "max", "mil.arms": ["mean"]})
+    assert_error(ConfigError, "h5 and slides are read only", {"mil.features": "vlm"})
     masks = {"mil.masks": str(tmp_path), "mil.mask_values": {"benign": 1}}
-    refused(ConfigError, "only maps of slides", {**masks, "mil.arms": ["mean"]})
+    assert_error(ConfigError, "only maps of slides", {**masks, "mil.arms": ["mean"]})
     without_files = {**feature_files["mil"], "features": "vlm", "h5": None, "slides": None}
-    refused(ConfigError, "no tiles are configured", {"mil": without_files})
+    assert_error(ConfigError, "no tiles are configured", {"mil": without_files})
     table = pd.read_csv(tmp_path / "slides.csv")
     table.assign(label=table["label"].where(table["split"] != "test")).to_csv(tmp_path / "slides.csv", index=False)
-    refused(DataError, r"(?s)no test bag has a label.*mil\.test_fraction", {})
+    assert_error(DataError, r"(?s)no test bag has a label.*mil\.test_fraction", {})
     table.assign(label="benign").to_csv(tmp_path / "slides.csv", index=False)
-    refused(DataError, "all labels belong to one class: benign", {})
+    assert_error(DataError, "all labels belong to one class: benign", {})
     # tiles of several classes in every group: no bag has a label
-    refused(ConfigError, "tiles.labels.*mil.labels_per_class", {}, write_config({"tiles.labels.kind": "per_class"}))
-    refused(
+    assert_error(
+        ConfigError, "tiles.labels.*mil.labels_per_class", {}, write_config({"tiles.labels.kind": "per_class"})
+    )
+    assert_error(
         DataError, "no training bag has a label", {"mil.arms": ["mean"], "tiles.labels.kind": "all"}, write_config()
     )
 

@@ -152,11 +152,11 @@ def test_a_text_classifier_trained_on_labelled_bags_labels_the_others(make_works
 
 
 def test_reports_without_labels_or_training_patients_are_errors(make_workspace: Make, configure: MakeConfig) -> None:
-    def silence(split: str, row: dict[str, Any]) -> None:
+    def remove_content(split: str, row: dict[str, Any]) -> None:
         row["text"] = "Nothing is said."
 
     with pytest.raises(DataError, match="no report yields a label"):
-        report_labels(*make_workspace(silence), BAGS, 0)
+        report_labels(*make_workspace(remove_content), BAGS, 0)
     with pytest.raises(DataError, match="no training patient has a report"):
         report_targets(*make_workspace(lambda split, row: row.update(patient=f"other {row['id']}")))
     config = configure({"reports": None})

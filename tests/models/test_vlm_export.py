@@ -131,21 +131,21 @@ def test_adapters_of_other_vlms_and_damaged_ones_are_errors(
     config = VLMConfig(name=str(clip_folder))
     adapter = adapt_and_export(config, tmp_path)[0].adapter
 
-    def refused(words: str, folder: Path = adapter, name: Path = clip_folder) -> None:
+    def assert_error(words: str, folder: Path = adapter, name: Path = clip_folder) -> None:
         with pytest.raises(ModelError, match=words):
             load_vlm(VLMConfig(name=str(name), adapter=str(folder)))
 
-    refused(r"(?s)belongs to a different VLM: local .*set vlm\.name", name=open_clip_folder)
-    refused(r"vlm.adapter does not exist(?s:.*); /.* contains ", tmp_path / "none")
-    refused(f"no adapter in this folder: {RECORD} is missing", clip_folder)
+    assert_error(r"(?s)belongs to a different VLM: local .*set vlm\.name", name=open_clip_folder)
+    assert_error(r"vlm.adapter does not exist(?s:.*); /.* contains ", tmp_path / "none")
+    assert_error(f"no adapter in this folder: {RECORD} is missing", clip_folder)
     for name, change in (("adapter_model.safetensors", b"x"), ("weights.safetensors", b""), (RECORD, b"{}")):
         broken = shutil.copytree(adapter, tmp_path / f"broken-{name}")
         (broken / name).write_bytes((broken / name).read_bytes()[:-20] + change)
-        refused("damaged", broken)
+        assert_error("damaged", broken)
     (broken / RECORD).unlink()
     shutil.copyfile(adapter / RECORD, broken / RECORD)
     (broken / "weights.safetensors").unlink()
-    refused("missing: weights.safetensors", broken)
+    assert_error("missing: weights.safetensors", broken)
 
 
 def test_an_adapter_in_the_folder_of_a_different_run_is_an_error(clip_folder: Path, tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ command: [python, "${program}", --trial, --config=own_table, "${args}"]
 
 
 @pytest.fixture
-def wrong(tmp_path: Path) -> Path:
-    """A prompt set with a misspelt key."""
+def invalid_prompts(tmp_path: Path) -> Path:
+    """Prompt file with a misspelt key."""
     path = tmp_path / "wrong.yaml"
     path.write_text("name: a\nversion: 1\ntemplets: ['{}.']\nclasses: {x: [x], y: [y]}\n", encoding="utf-8")
     return path
@@ -55,7 +55,11 @@ COMMANDS: "dict[str, tuple[list[str], str]]" = {  # arguments, first slow module
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_validates_prompt_files_before_slow_imports(
-    name: str, wrong: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    invalid_prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments, slow = COMMANDS[name]
     command, *sub = name.split()
@@ -63,7 +67,7 @@ def test_every_command_validates_prompt_files_before_slow_imports(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, slow, None)  # importing it would fail
     options = [word for word in sub if not word.startswith("--")]
-    monkeypatch.setattr(sys, "argv", ["clipit", *options, *arguments, f"--prompts={wrong}"])
+    monkeypatch.setattr(sys, "argv", ["clipit", *options, *arguments, f"--prompts={invalid_prompts}"])
     with pytest.raises(SystemExit) as stop:
         importlib.import_module(f"clipit.cli.{command.replace('-', '_')}").main()
     assert stop.value.code == 2
@@ -81,11 +85,11 @@ def test_every_command_validates_prompt_files_before_slow_imports(
         {"comparison": {"data_sets": {"a": {"prompts": "WRONG"}, "b": {}}}},
     ],
 )
-def test_the_file_of_every_prompt_key_is_validated(keys: "dict[str, Any]", wrong: Path) -> None:
+def test_the_file_of_every_prompt_key_is_validated(keys: "dict[str, Any]", invalid_prompts: Path) -> None:
     def filled(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: filled(inner) for key, inner in value.items()}
-        return str(wrong) if value == "WRONG" else value
+        return str(invalid_prompts) if value == "WRONG" else value
 
     with pytest.raises(DataError, match="templets: unknown key"):
         check_prompt_files(ConfigFile.model_validate(filled({**RUN, **keys})))

@@ -18,12 +18,12 @@ def batch(count: int, height: int = 16, width: int = 16) -> torch.Tensor:
 
 def test_augmentation_does_not_depend_on_the_batch() -> None:
     pixels, keys = batch(32), tile_keys([f"t{index}" for index in range(32)])
-    whole = augment(pixels, keys, 3, 7, BOTH)
+    expected = augment(pixels, keys, 3, 7, BOTH)
     order = np.random.default_rng(0).permutation(32)
-    mixed = augment(pixels[torch.from_numpy(order)], keys[order], 3, 7, BOTH)
-    assert torch.equal(mixed, whole[torch.from_numpy(order)])
+    shuffled = augment(pixels[torch.from_numpy(order)], keys[order], 3, 7, BOTH)
+    assert torch.equal(shuffled, expected[torch.from_numpy(order)])
     for index in (0, 13, 31):
-        assert torch.equal(augment(pixels[index : index + 1], keys[index : index + 1], 3, 7, BOTH)[0], whole[index])
+        assert torch.equal(augment(pixels[index : index + 1], keys[index : index + 1], 3, 7, BOTH)[0], expected[index])
 
 
 def test_augmentation_depends_on_seed_step_and_id() -> None:
@@ -37,19 +37,19 @@ def test_augmentation_depends_on_seed_step_and_id() -> None:
 
 def test_the_eight_symmetries_are_distinct_permutations_of_pixels() -> None:
     pixels = batch(1)
-    moved = [apply_dihedral(pixels, number) for number in range(8)]
-    assert len({tile.contiguous().numpy().tobytes() for tile in moved}) == 8
-    for tile in moved:
+    transformed = [apply_dihedral(pixels, number) for number in range(8)]
+    assert len({tile.contiguous().numpy().tobytes() for tile in transformed}) == 8
+    for tile in transformed:
         assert torch.equal(tile.flatten().sort().values, pixels.flatten().sort().values)
-    turned = [torch.rot90(pixels, quarter, (2, 3)).contiguous().numpy().tobytes() for quarter in range(4)]
-    assert set(turned) < {tile.contiguous().numpy().tobytes() for tile in moved}
+    rotations = [torch.rot90(pixels, quarter, (2, 3)).contiguous().numpy().tobytes() for quarter in range(4)]
+    assert set(rotations) < {tile.contiguous().numpy().tobytes() for tile in transformed}
 
 
 def test_all_symmetries_occur_and_rectangular_tiles_keep_their_shape() -> None:
     keys = tile_keys([f"t{index}" for index in range(400)])
     for shape, expected in (((16, 16), 8), ((16, 8), 4)):
-        moved = augment(batch(1, *shape).repeat(400, 1, 1, 1), keys, 0, 0, MOVES)
-        _, counts = np.unique([tile.numpy().tobytes() for tile in moved], return_counts=True)
+        augmented = augment(batch(1, *shape).repeat(400, 1, 1, 1), keys, 0, 0, MOVES)
+        _, counts = np.unique([tile.numpy().tobytes() for tile in augmented], return_counts=True)
         assert len(counts) == expected
         assert counts.min() > 0.5 * 400 / expected
 

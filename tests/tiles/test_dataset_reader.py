@@ -52,8 +52,8 @@ def test_breakhis_slides_do_not_cross_splits(tmp_path: Path) -> None:
     assert len(tiles) == 120
     assert set(tiles.groups) == {f"14-{22549 + slide}AB" for slide in range(10)}
     assert all(("/benign/" in name) == (label == "benign") for name, label in label_of(tiles).items())
-    sides = [set(tiles.groups[tiles.splits == split]) for split in ("train", "validation", "test")]
-    assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+    groups = [set(tiles.groups[tiles.splits == split]) for split in ("train", "validation", "test")]
+    assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
     assert Counter(tiles.splits.tolist())["test"] == 36
     assert any("test: 0.3 of the training tiles, held out with seed 1" in note for note in tiles.notes)
     assert np.isnan(tiles.mpp).all()
@@ -283,12 +283,12 @@ def test_a_smaller_copy_of_real_pcam_tiles(real_data: Path, tmp_path: Path) -> N
     table = {"source": "table", "path": str(folder / "labels.csv"), "images": str(folder / "pcam_tiles.zip")}
     tiles = read_tiles(TilesConfig.model_validate(table))
     for part, split in (("train", "train"), ("valid", "validation"), ("test", "test")):
-        some = np.flatnonzero(tiles.splits == split)[::60]
+        rows = np.flatnonzero(tiles.splits == split)[::60]
         stem = tmp_path / f"camelyonpatch_level_2_split_{part}"
         with h5py.File(f"{stem}_x.h5", "w") as file:
-            file.create_dataset("x", data=np.stack([np.asarray(tiles.read(index)) for index in some]))
+            file.create_dataset("x", data=np.stack([np.asarray(tiles.read(index)) for index in rows]))
         with h5py.File(f"{stem}_y.h5", "w") as file:
-            file.create_dataset("y", data=tiles.truth[some].astype(np.uint8).reshape(-1, 1, 1, 1))
+            file.create_dataset("y", data=tiles.truth[rows].astype(np.uint8).reshape(-1, 1, 1, 1))
     with pytest.raises(DataError, match="expected 262,144 tiles"):
         read_tiles(config("pcam", tmp_path))
     copy = read("pcam", tmp_path)

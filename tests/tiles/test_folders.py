@@ -195,12 +195,12 @@ def test_file_names_that_are_not_utf8_are_errors(tree: Path) -> None:
 def test_a_folder_without_permission_is_an_error(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scan = os.scandir
 
-    def denied(path: Any) -> Any:
+    def deny(path: Any) -> Any:
         if str(path).endswith("tumour"):
             raise PermissionError(13, "Permission denied")
         return scan(path)
 
-    monkeypatch.setattr(os, "scandir", denied)
+    monkeypatch.setattr(os, "scandir", deny)
     with pytest.raises(DataError, match=r"(?s)cannot read this folder: Permission denied.*where: .*tumour"):
         load_tiles(config(tree), seed=0)
 

@@ -143,10 +143,10 @@ def test_mpp_must_be_a_plausible_number_of_micrometres(tmp_path: Path, value: st
 def test_damaged_arrow_files_are_errors_or_unreadable_images(tmp_path: Path) -> None:
     folder = plain(tmp_path / "a", ["mucin", "stroma"] * 5)
     (arrow,) = folder.glob("*.arrow")
-    whole = arrow.read_bytes()
+    content = arrow.read_bytes()
     for seed in range(12):
         random = np.random.default_rng(seed)
-        data = np.frombuffer(whole, dtype=np.uint8).copy()
+        data = np.frombuffer(content, dtype=np.uint8).copy()
         data[random.integers(0, len(data), 6)] = random.integers(0, 256, 6)
         arrow.write_bytes(data.tobytes())
         try:

@@ -429,10 +429,10 @@ def test_pyramids_with_rounded_sizes_and_of_uniform_images_are_copies() -> None:
 def test_damaged_bytes_give_an_image_or_are_unreadable(suffix: str) -> None:
     kinds = {"jpg": "JPEG", "tif": "TIFF", "jp2": "JPEG2000"}
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    whole = encoded(Image.fromarray(noise), kinds.get(suffix, suffix.upper()))
+    content = encoded(Image.fromarray(noise), kinds.get(suffix, suffix.upper()))
     for seed in range(60):
         random = np.random.default_rng(seed)
-        data = np.frombuffer(whole, dtype=np.uint8).copy()
+        data = np.frombuffer(content, dtype=np.uint8).copy()
         data[random.integers(0, len(data), 4)] = random.integers(0, 256, 4)
         damaged = data.tobytes()[: len(data) if seed % 2 else int(random.integers(1, len(data)))]
         result = attempt(lambda damaged=damaged: decode(io.BytesIO(damaged)), tile_id="a", where="b")  # type: ignore[misc]
@@ -460,10 +460,10 @@ def test_an_image_that_declares_too_many_pixels_is_not_decoded(monkeypatch: pyte
 
 def test_damaged_zips_raise_errors_or_give_unreadable_images(tmp_path: Path) -> None:
     path, config = zip_of(tmp_path)
-    whole = path.read_bytes()
+    content = path.read_bytes()
     for seed in range(80):
         random = np.random.default_rng(seed)
-        data = np.frombuffer(whole, dtype=np.uint8).copy()
+        data = np.frombuffer(content, dtype=np.uint8).copy()
         data[random.integers(len(data) // 2, len(data), 3)] = random.integers(0, 256, 3)  # mostly the directory
         path.write_bytes(data.tobytes())
         try:

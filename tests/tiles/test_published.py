@@ -40,7 +40,7 @@ def pcam_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def _bytes(tiles: TileSet, index: int) -> bytes:
+def _read_bytes(tiles: TileSet, index: int) -> bytes:
     return tiles.read(index).tobytes()
 
 
@@ -58,11 +58,11 @@ def test_pcam_has_the_official_splits(pcam_folder: Path) -> None:
 
 def test_pcam_is_read_in_spawned_and_forked_processes(pcam_folder: Path) -> None:
     tiles = load_tiles(config("pcam", pcam_folder), seed=0)
-    processes = _bytes(tiles, 15)  # opens the file before the other process starts
+    expected = _read_bytes(tiles, 15)  # opens the file before the other process starts
     for method in ("spawn", "fork"):
         with get_context(method).Pool(1) as pool:
-            assert pool.apply(_bytes, (tiles, 15)) == processes
-    assert _bytes(pickle.loads(pickle.dumps(tiles)), 15) == processes
+            assert pool.apply(_read_bytes, (tiles, 15)) == expected
+    assert _read_bytes(pickle.loads(pickle.dumps(tiles)), 15) == expected
 
 
 def test_pcam_splits_can_be_mapped(pcam_folder: Path) -> None:
@@ -251,11 +251,11 @@ def test_pcam_labels_other_than_0_and_1_are_errors(pcam_folder: Path, value: flo
 
 def test_errors_for_damaged_pcam_files_name_them(pcam_folder: Path) -> None:
     file_name = pcam_folder / "pcam" / "camelyonpatch_level_2_split_valid_x.h5"
-    whole = file_name.read_bytes()
+    content = file_name.read_bytes()
     tiles = None
     for seed in range(40):
         random = np.random.default_rng(seed)
-        data = np.frombuffer(whole, dtype=np.uint8).copy()
+        data = np.frombuffer(content, dtype=np.uint8).copy()
         data[random.integers(0, min(len(data), 2000), 8)] = random.integers(0, 256, 8)
         file_name.write_bytes(data.tobytes())
         try:

@@ -66,21 +66,21 @@ def parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_streamed_set_equals_the_downloaded_one(parquet: Path, tmp_path: Path) -> None:
-    whole = read_tiles(config(parquet))
+    downloaded = read_tiles(config(parquet))
     streamed = read_tiles(config(parquet, streaming=True), root=tmp_path)
     for name in ("ids", "labels", "splits", "groups", "mpp"):
-        assert getattr(streamed, name).tolist() == getattr(whole, name).tolist(), name
-    assert streamed.classes == whole.classes
-    assert (whole.truth == -1).sum() == 1
-    for row in range(len(whole)):
-        expected, actual = whole.try_read(row), streamed.try_read(row)
+        assert getattr(streamed, name).tolist() == getattr(downloaded, name).tolist(), name
+    assert streamed.classes == downloaded.classes
+    assert (downloaded.truth == -1).sum() == 1
+    for row in range(len(downloaded)):
+        expected, actual = downloaded.try_read(row), streamed.try_read(row)
         if isinstance(expected, Unreadable):
             assert isinstance(actual, Unreadable)
             assert expected.reason == actual.reason
         else:
             assert not isinstance(actual, Unreadable)
             assert expected.tobytes() == actual.tobytes()
-    assert isinstance(whole.try_read(whole.ids.tolist().index("train/000005")), Unreadable)
+    assert isinstance(downloaded.try_read(downloaded.ids.tolist().index("train/000005")), Unreadable)
     quarantined = read_tiles(config(parquet, streaming=True, unreadable="quarantine"), root=tmp_path)
     assert quarantined.quarantined == ("train/000005",)
     assert sorted(path.name.partition("-")[0] for path in tmp_path.iterdir() if path.is_dir()) == [
@@ -149,10 +149,10 @@ def test_a_set_saved_with_save_to_disk_is_streamed(tmp_path: Path, monkeypatch: 
     saved = datasets.Dataset.from_list(table).cast_column("image", datasets.Image())
     saved.save_to_disk(str(tmp_path / "saved"))
     monkeypatch.setattr(streaming, "_ROWS", 3)
-    whole = read_tiles(config(tmp_path / "saved"))
+    downloaded = read_tiles(config(tmp_path / "saved"))
     tiles = read_tiles(config(tmp_path / "saved", streaming=True), root=tmp_path / "kept")
-    assert tiles.ids.tolist() == whole.ids.tolist()
-    assert [tiles.read(row).tobytes() for row in range(7)] == [whole.read(row).tobytes() for row in range(7)]
+    assert tiles.ids.tolist() == downloaded.ids.tolist()
+    assert [tiles.read(row).tobytes() for row in range(7)] == [downloaded.read(row).tobytes() for row in range(7)]
 
 
 def test_a_set_on_the_hub_is_read_from_one_revision(
@@ -270,12 +270,12 @@ def test_an_interrupted_stream_resumes_after_the_last_complete_shard(
     size = KeptSize(None, 95)
     with pytest.raises(DataError, match="the network is gone"):
         keep_tiles(tmp_path, {}, lambda: numbered_blocks(skips, broken=7), ["row"], size, "set")
-    kept = keep_tiles(tmp_path, {}, lambda: numbered_blocks(skips), ["row"], size, "set")
+    resumed = keep_tiles(tmp_path, {}, lambda: numbered_blocks(skips), ["row"], size, "set")
     assert skips == [0, 0, 4]
-    whole = keep_tiles(tmp_path / "other", {}, lambda: numbered_blocks([]), ["row"], size, "set")
-    assert kept.artifact.manifest.files == whole.artifact.manifest.files
-    assert kept.rows(["field.row"]).column(0).to_pylist() == [f"{b}/{r}" for b in range(2) for r in range(10)]
-    assert [kept.reader().content(row) for row in (0, 13, 19)] == [picture(n, "PNG") for n in (0, 103, 109)]
+    uninterrupted = keep_tiles(tmp_path / "other", {}, lambda: numbered_blocks([]), ["row"], size, "set")
+    assert resumed.artifact.manifest.files == uninterrupted.artifact.manifest.files
+    assert resumed.rows(["field.row"]).column(0).to_pylist() == [f"{b}/{r}" for b in range(2) for r in range(10)]
+    assert [resumed.reader().content(row) for row in (0, 13, 19)] == [picture(n, "PNG") for n in (0, 103, 109)]
 
 
 class OneOfTwo(Processes):

@@ -52,8 +52,8 @@ def test_links_are_refused(tmp_path: Path) -> None:
 def test_a_zip_with_unexpected_content_or_damage_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the zip contains Other, not the folder Set"):
         unpack(pack(tmp_path / "set.zip", {"Other/1.png": "one"}), "Set")
-    whole = pack(tmp_path / "set.zip", {"Set/1.png": "one" * 100}).read_bytes()
-    (tmp_path / "set.zip").write_bytes(whole.replace(b"oneone", b"twotwo"))
+    content = pack(tmp_path / "set.zip", {"Set/1.png": "one" * 100}).read_bytes()
+    (tmp_path / "set.zip").write_bytes(content.replace(b"oneone", b"twotwo"))
     with pytest.raises(DataError, match="the archive is damaged"):
         unpack(tmp_path / "set.zip", "Set")
     assert not (tmp_path / "Set").exists()
@@ -63,8 +63,8 @@ def test_a_gzipped_file_is_unpacked_atomically(tmp_path: Path) -> None:
     packed = gzip.compress(b"tiles" * 1000)
     (tmp_path / "x.h5.gz").write_bytes(packed)
     assert unpack(tmp_path / "x.h5.gz", "x.h5").read_bytes() == b"tiles" * 1000
-    for wrong in (packed[:-10], b"no gzip", packed[:20] + b"\0\0\0\0" + packed[24:]):
-        (tmp_path / "y.h5.gz").write_bytes(wrong)
+    for damaged in (packed[:-10], b"no gzip", packed[:20] + b"\0\0\0\0" + packed[24:]):
+        (tmp_path / "y.h5.gz").write_bytes(damaged)
         with pytest.raises(DataError, match="the archive is damaged"):
             unpack(tmp_path / "y.h5.gz", "y.h5")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.h5", "x.h5.gz", "y.h5.gz"]

@@ -50,12 +50,12 @@ def samples(first: int, count: int, split: str = "") -> list[Sample]:
     ]
 
 
-def write_shards(folder: Path, name: str, rows: Sequence[Sample], most: int = 100) -> None:
+def write_shards(folder: Path, name: str, rows: Sequence[Sample], maxcount: int = 100) -> None:
     """Write samples with the webdataset package."""
     import webdataset as wds
 
     folder.mkdir(exist_ok=True, parents=True)
-    with wds.ShardWriter(str(folder / name), maxcount=most, verbose=0) as writer:
+    with wds.ShardWriter(str(folder / name), maxcount=maxcount, verbose=0) as writer:
         for row in rows:
             writer.write(dict(row))
 
@@ -78,7 +78,7 @@ def config(path: Path | str, **more: object) -> TilesConfig:
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     """Write three shards of training samples and one of test samples."""
-    write_shards(tmp_path / "set", "train-%03d.tar", samples(0, 10, "train"), most=4)
+    write_shards(tmp_path / "set", "train-%03d.tar", samples(0, 10, "train"), maxcount=4)
     write_shards(tmp_path / "set", "test-%03d.tar", samples(10, 4, "test"))
     return tmp_path / "set"
 
@@ -221,7 +221,7 @@ def test_labels_from_cls_splits_from_names_and_images_by_suffix(tmp_path: Path) 
 
 def test_the_split_is_taken_from_the_folder_of_the_shards(tmp_path: Path) -> None:
     rows = [{"__key__": f"k{n}", "png": picture(n), "cls": n % 2} for n in range(4)]
-    write_shards(tmp_path / "set" / "test", "%03d.tar", rows, most=2)
+    write_shards(tmp_path / "set" / "test", "%03d.tar", rows, maxcount=2)
     for path in (tmp_path / "set" / "test", tmp_path / "set" / "test" / "{000..001}.tar"):
         tiles = read_tiles(config(path, columns={}))
         assert (tiles.splits == "test").all()
@@ -259,7 +259,7 @@ def test_labels_that_conflict_with_another_field_are_errors(tmp_path: Path) -> N
 
 
 def test_shards_that_are_missing_or_empty_are_listed(tmp_path: Path) -> None:
-    write_shards(tmp_path, "train-%06d.tar", samples(0, 10, "train"), most=5)
+    write_shards(tmp_path, "train-%06d.tar", samples(0, 10, "train"), maxcount=5)
     write_tar(tmp_path / "train-000003.tar", [])
     notes = read_tiles(config(tmp_path), check=False, hold_out=False).notes
     assert any("1 file seems to be missing" in note and "train-000002.tar" in note for note in notes)

@@ -196,10 +196,12 @@ def test_two_processes_share_the_term_and_its_gradient(tmp_path: Path) -> None:
     assert [program.returncode for program in results] == [0, 0], results
     rows, projected = np.array([0, 4, 1, 2, 7, 2, 8]), torch.from_numpy(vectors(7, 3)).requires_grad_()
     (tmp_path / "alone").mkdir()
-    whole = loss(BagsConfig(weight=1, shared_negatives=False), make_contrast_bags(tmp_path / "alone"), projected, rows)
-    whole.backward()
+    expected = loss(
+        BagsConfig(weight=1, shared_negatives=False), make_contrast_bags(tmp_path / "alone"), projected, rows
+    )
+    expected.backward()
     parts = [np.load(tmp_path / f"{rank}.npz") for rank in (0, 1)]
-    assert sum(float(part["loss"]) for part in parts) == pytest.approx(whole.item(), rel=1e-5)
+    assert sum(float(part["loss"]) for part in parts) == pytest.approx(expected.item(), rel=1e-5)
     assert projected.grad is not None
     for rank, part in enumerate(parts):
         assert np.allclose(part["gradient"], projected.grad[rank::2].numpy(), atol=1e-6)

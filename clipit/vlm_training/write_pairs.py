@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,10 @@ from clipit.errors import ArtifactError
 from clipit.input_files.data_files import MISSING_VALUES
 from clipit.output_files.artifacts import locked, whole_folder, write_json
 from clipit.progress import progress
+from clipit.reporting.adapt_facts import fact_label, fact_text, training_counts
 from clipit.vlm_training.bag_batches import BagExamples
+
+logger = logging.getLogger(__name__)
 
 PairFormat = Literal["csv", "webdataset"]
 
@@ -29,6 +33,10 @@ _README = """Images with captions, written by clipit for open_clip's trainer (op
     python -m open_clip_train.main {arguments}
 
 Images are JPEGs of quality {quality}. The captions may be report text: protect them as you protect the reports.
+
+Training examples, with the images and texts that were not used:
+
+{counts}
 """
 
 
@@ -36,7 +44,8 @@ def write_pairs(splits: Mapping[str, BagExamples], folder: Path, file_format: Pa
     """Write examples as image-text pairs, completely or not at all; called by all processes.
 
     An image with several texts gives one pair per text. For patients with several tiles and a report, each tile is
-    paired with as many snippets as a bag contains. Neighbours in tile bags are not written. The order is shuffled.
+    paired with as many snippets as a bag contains. Neighbours in tile bags are not written. The order is shuffled. The
+    counts of the first split, including dropped images and texts, are logged and written to README.txt.
 
     `csv` writes `<split>.csv`, separated by tabs, with the columns filepath (absolute) and title, and `images/`.
     `webdataset` writes `<split>-<number>.tar` with members such as 00000012.jpg and 00000012.txt, and `sizes.json`.
@@ -79,9 +88,19 @@ def _write(splits: Mapping[str, BagExamples], folder: Path, file_format: PairFor
         if file_format == "webdataset":
             sizes = {path.name: _size(path) for path in sorted(partial.glob("*.tar"))}
             write_json(partial / "sizes.json", sizes)
-        text = _README.format(arguments=_arguments(counts, folder, file_format), quality=_QUALITY)
+        facts = _count_lines(next(iter(splits.values())))
+        arguments = _arguments(counts, folder, file_format)
+        text = _README.format(arguments=arguments, quality=_QUALITY, counts="\n".join(f"- {line}" for line in facts))
         (partial / "README.txt").write_text(text, encoding="utf-8")
+    for line in facts:
+        logger.info(f"  {line}")
     return counts
+
+
+def _count_lines(examples: BagExamples) -> list[str]:
+    """Describe the counts of examples, including dropped images and texts, one per line."""
+    counts = training_counts(examples.summary, "text")
+    return [f"{fact_label(name)}: {fact_text(value)}" for name, value in counts.items() if value]
 
 
 def _shuffled_pairs(examples: BagExamples) -> list[tuple[int, int]]:

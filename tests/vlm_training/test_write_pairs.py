@@ -3,10 +3,12 @@
 import logging
 from argparse import Namespace
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from logged_lines import capture_log
 from PIL import Image
 from tiny_models import MakeConfig
 
@@ -108,3 +110,17 @@ def test_a_non_empty_folder_is_not_overwritten(parts: dict[str, BagExamples], tm
     with pytest.raises(ArtifactError, match="this is a file, not a folder"):
         write_pairs(parts, tmp_path / "mine.txt", "csv")
     assert (tmp_path / "mine.txt").read_text() == "x"
+
+
+def test_dropped_images_and_texts_are_logged_and_written(parts: dict[str, BagExamples], tmp_path: Path) -> None:
+    messages = capture_log()
+    counts = {"tiles_without_text": 4, "unreadable_tiles": 1234, "leaking_tiles": 0, "notes": ["a note of the source"]}
+    write_pairs(parts | {"train": replace(parts["train"], summary=counts)}, tmp_path / "pairs", "csv")
+    expected = [
+        "images without a text, not used: 4",
+        "unreadable images, dropped: 1,234",
+        "notes: a note of the source",
+    ]
+    assert [line.strip() for line in messages if ": " in line] == expected
+    written = (tmp_path / "pairs" / "README.txt").read_text(encoding="utf-8")
+    assert [line.removeprefix("- ") for line in written.splitlines() if line.startswith("- ")] == expected

@@ -7,18 +7,14 @@ from collections.abc import Collection, Iterable
 from itertools import pairwise
 
 from clipit.reports.headings import STRONG, WEAK
+from clipit.reports.symbol_fonts import BULLETS, translate_symbols
 
 LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
 _SINGLE, _DOUBLE = "\u2018\u2019\u201a\u201b", "\u201c\u201d\u201e\u201f"  # quotes
-_BULLETS = "\u2022\u00b7\u25cf\u25aa\u25a0\u2023\uf0b7\uf0a7"
+_BULLETS = f"\u2022\u00b7\u25cf\u25aa\u25a0\u2023{BULLETS}"
 _DECIMAL_DOT, _MIDDLE_DOT = re.compile(r"(?<=\d)\u00b7(?=\d)"), re.compile(r"(?<=\w)\u00b7(?=\w)")  # not bullets
-_FONTS = str.maketrans({
-    "\uf0fe": "\u2611", "\uf0fd": "\u2612", "\uf0fc": "\u2713", "\uf0a8": "\u2610", "\uf06f": "\u25a1",
-    "\uf0a3": "\u2264", "\uf0b3": "\u2265", "\uf0b1": "\u00b1", "\uf0b4": "\u00d7", "\uf06d": "\u00b5",
-})  # fmt: skip
-"""Private-use characters in which Word stores check boxes (Wingdings font) and symbols (Symbol font)."""
-_SYMBOLS = str.maketrans(dict.fromkeys(_DASHES, "-") | dict.fromkeys(_SINGLE, "'") | dict.fromkeys(_DOUBLE, '"'))
+_PUNCTUATION = str.maketrans(dict.fromkeys(_DASHES, "-") | dict.fromkeys(_SINGLE, "'") | dict.fromkeys(_DOUBLE, '"'))
 
 _INLINE_TAG = r"(?:a|b|big|center|em|font|i|s|small|span|strong|sub|sup|td|th|u)"
 _BLOCK_TAG = r"(?:body|br|div|h[1-6]|head|hr|html|li|meta|ol|p|pre|table|tbody|thead|title|tr|ul)"
@@ -109,8 +105,8 @@ _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
 
 
 def _normalise_characters(text: str) -> str:
-    """Expand ligatures, normalise dashes and quotes, and drop invisible characters."""
-    text = text.translate(LIGATURES).translate(_SYMBOLS).translate(_FONTS)
+    """Expand ligatures, normalise dashes, quotes and symbols, and drop invisible characters."""
+    text = translate_symbols(text).translate(LIGATURES).translate(_PUNCTUATION)
     text = _MIDDLE_DOT.sub(" ", _DECIMAL_DOT.sub(".", text))
     out: list[str] = []
     for char in text.replace("\r\n", "\n").replace("\r", "\n"):
@@ -133,7 +129,7 @@ def compound_words(texts: Iterable[str]) -> frozenset[str]:
     For each word hyphenated at a line break, these are its two parts and its spellings with and without the hyphen, in
     lower case, if they occur within a line.
     """
-    texts = ["\n".join(_ESCAPED.sub("\n", text).translate(_SYMBOLS).splitlines()) for text in texts]
+    texts = ["\n".join(_ESCAPED.sub("\n", text).translate(_PUNCTUATION).splitlines()) for text in texts]
     needed = {
         word
         for text in texts

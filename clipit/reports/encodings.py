@@ -13,6 +13,7 @@ from string import punctuation
 from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.input_files.git_lfs import PULL, is_pointer
 from clipit.input_files.zip_files import reject_compressed
+from clipit.reports.symbol_fonts import UNKNOWN_SYMBOL
 
 DOCUMENTS = frozenset({".doc", ".docx", ".htm", ".html", ".odt", ".pdf", ".rtf"})
 """Suffixes of documents that are not plain text."""
@@ -92,6 +93,7 @@ def describe_faults(texts: Sequence[str]) -> list[str]:
         describe_replaced,
         describe_surrogates,
         describe_controls,
+        describe_unknown_symbols,
         describe_escaped,
         describe_truncated,
     )
@@ -136,6 +138,16 @@ def describe_controls(texts: Sequence[str]) -> str:
         texts,
         "control characters",
         "reports.encoding is probably not the encoding of the file (cp1252 is more common than latin-1)",
+    )
+
+
+def describe_unknown_symbols(texts: Sequence[str]) -> str:
+    """State how many texts contain characters of an unknown symbol font, which are dropped; "" if none do."""
+    return _describe_matches(
+        re.compile(rf"\S{{0,40}}{UNKNOWN_SYMBOL}\S{{0,40}}"),
+        texts,
+        "private-use characters, which are dropped,",
+        "their meaning depends on the font; replace them, or export the reports again",
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError
 from clipit.input_files.data_files import without_decimals
-from clipit.reports.encodings import describe_controls, describe_replaced, describe_surrogates
+from clipit.reports.encodings import describe_controls, describe_replaced, describe_surrogates, describe_unknown_symbols
 from clipit.reports.readers import read_reports
 
 
@@ -205,8 +205,16 @@ def test_search_for_undecodable_characters_takes_linear_time_in_long_words() -> 
         (describe_replaced, "\ufffd"),
         (describe_surrogates, "\udcfc"),
         (describe_controls, "\x93"),
+        (describe_unknown_symbols, "\ue123"),
     ):
         texts = ["a" * 400_000, "a" * 30 + character]
         start = time.process_time()
         assert describe(texts).startswith("1 report contains")
         assert time.process_time() - start < 5, "quadratic time would take minutes"
+
+
+def test_symbols_of_unknown_fonts_are_counted(tmp_path: Path) -> None:
+    texts = ["Margin \uf03e 10 mm, \uf062-catenin positive", "Score \ue123 of the tumour", "No tumour"]
+    (tmp_path / "r.txt").write_text("\n".join(texts), encoding="utf-8")
+    (problem,) = read_reports(ReportsConfig(path=str(tmp_path / "r.txt"))).problems
+    assert problem.startswith("1 report contains private-use characters, which are dropped, such as \\ue123")

@@ -20,7 +20,7 @@ def sentences(text: str) -> list[str]:
     return [sentence for _, sentence in split_sentences(clean_text(drop_page_lines(text)[0]))]
 
 
-def paged(header: str, number: str, separator: str = "\n") -> str:
+def paged_report(header: str, number: str, separator: str = "\n") -> str:
     parts = [[number.format(i), *header.split("\n"), page] for i, page in enumerate(PAGES, 1)]
     return separator.join(line for part in parts for line in part if line)
 
@@ -29,7 +29,7 @@ def paged(header: str, number: str, separator: str = "\n") -> str:
     "number", ["Page {} of 3", "Page: {}/3", "SEITE {} VON 3", "Página {} de 3", "\f", "- page {} -"]
 )
 def test_header_within_a_sentence(number: str) -> None:
-    text = paged(HEADER, number)
+    text = paged_report(HEADER, number)
     assert text.count("ROE") == 3
     assert sentences(text)[-1] == WHOLE
     assert sum("ROE" in sentence for sentence in sentences(text)) == 1  # the header of the first page stays
@@ -42,7 +42,7 @@ def test_footer_above_the_page_number() -> None:
 
 
 def test_report_without_line_breaks() -> None:
-    text = paged(HEADER, "Page {} of 3", " ")
+    text = paged_report(HEADER, "Page {} of 3", " ")
     kept, dropped = drop_page_lines(text)
     assert kept.split() == [*HEADER.split(), *WHOLE.split()]
     assert dropped == ["Page 1 of 3", *(f"Page {i} of 3 {' '.join(HEADER.split())}" for i in (2, 3))]
@@ -80,7 +80,9 @@ def test_lines_at_a_single_page_break_are_kept() -> None:
 
 
 def test_summary_lists_page_lines_and_the_check_can_be_disabled() -> None:
-    reports = Reports((Report("r1", paged(HEADER, "Page {} of 3")), Report("r2", "Mucosa with glands.")), (), "x", 0)
+    reports = Reports(
+        (Report("r1", paged_report(HEADER, "Page {} of 3")), Report("r2", "Mucosa with glands.")), (), "x", 0
+    )
     config = ReportsConfig(path="x", morphology_prompts=None)
     built = build_snippets(reports, config, lambda texts: [len(text.split()) for text in texts], 60)
     summary = built.summary

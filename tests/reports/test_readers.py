@@ -685,7 +685,7 @@ def test_null_characters_in_a_report_are_reported_with_its_row(tmp_path: Path, s
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "words"),
+    ("name", "options", "message"),
     [
         ("a.txt", {"text_column": "body"}, r"format lines: reports.text_column \(tables only\)"),
         ("a.txt", {"id_column": "case"}, r"format lines: reports.id_column \(tables only\)"),
@@ -702,7 +702,7 @@ def test_null_characters_in_a_report_are_reported_with_its_row(tmp_path: Path, s
     ],
 )
 def test_options_that_do_not_apply_to_a_format_are_errors(
-    tmp_path: Path, name: str, options: dict[str, Any], words: str
+    tmp_path: Path, name: str, options: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / name
     if name == "texts":
@@ -712,7 +712,7 @@ def test_options_that_do_not_apply_to_a_format_are_errors(
         path.write_text("\n".join(TEXTS), encoding="utf-8")
     else:
         write_table(path)
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message):
         read(path, **options)
     with pytest.raises(DataError, match="no such report file or folder"):
         read(tmp_path / "missing", **options)

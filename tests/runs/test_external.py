@@ -39,7 +39,7 @@ MakeSet = Callable[..., TilesConfig]
 
 
 @pytest.fixture(scope="module")
-def home(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def training_folder(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a copy of the small world's tiles, which tests may remove, and a run trained on them."""
     root = tmp_path_factory.mktemp("home")
     source = Path(world["tiles"]["path"]).parent
@@ -52,8 +52,8 @@ def home(world: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
-def run(home: Path) -> Path:
-    return home / "out" / "runs" / "home" / "clip_it_all-seed0"
+def run(training_folder: Path) -> Path:
+    return training_folder / "out" / "runs" / "home" / "clip_it_all-seed0"
 
 
 @pytest.fixture
@@ -147,8 +147,10 @@ def test_classes_without_a_counterpart_are_an_error(run: Path, make_set: MakeSet
         evaluate_external(run, make_set({"": 2}), name="classes")
 
 
-def test_training_tiles_among_new_tiles_are_an_error_dropped_or_noted(run: Path, home: Path, make_set: MakeSet) -> None:
-    copies = {"copy.png": home / "images" / "train-005.png"}
+def test_training_tiles_among_new_tiles_are_an_error_dropped_or_noted(
+    run: Path, training_folder: Path, make_set: MakeSet
+) -> None:
+    copies = {"copy.png": training_folder / "images" / "train-005.png"}
     tiles = make_set({"gland": 4, "tumour": 4}, copies)
     table = Path(tiles.path)
     table.write_text(table.read_text().replace("elsewhere-0", "train-3"))
@@ -177,10 +179,12 @@ def test_patients_used_to_adapt_the_vlm_trigger_a_warning(run: Path, make_set: M
     assert "too high: 2 of 8 new tiles belong to 1 such patient (elsewhere-1)" in note
 
 
-def test_leaks_are_found_without_the_training_images(run: Path, home: Path, make_set: MakeSet, tmp_path: Path) -> None:
-    tiles = make_set({"gland": 4, "tumour": 4}, {"copy.png": home / "images" / "train-005.png"})
+def test_leaks_are_found_without_the_training_images(
+    run: Path, training_folder: Path, make_set: MakeSet, tmp_path: Path
+) -> None:
+    tiles = make_set({"gland": 4, "tumour": 4}, {"copy.png": training_folder / "images" / "train-005.png"})
     hidden = tmp_path / "hidden"
-    (home / "images").rename(hidden)
+    (training_folder / "images").rename(hidden)
     try:
         results = evaluate_external(run, tiles, name="gone", config=with_policy(run, "exclude"))[1]
         assert (results["splits"]["gone"]["labelled"], results["external"]["not_checked"]) == (8, [])
@@ -190,7 +194,7 @@ def test_leaks_are_found_without_the_training_images(run: Path, home: Path, make
             earlier = evaluate_external(run, tiles, name="earlier", config=with_policy(run, "exclude"))[1]
             assert earlier["splits"]["earlier"]["labelled"] == 8
             assert "WARNING: not checked against training: patients" in earlier["external"]["not_checked"][0]
-            artefacts = home / "out" / "artefacts"
+            artefacts = training_folder / "out" / "artefacts"
             artefacts.rename(tmp_path / "artefacts")
             lines = capture_log()
             try:
@@ -203,11 +207,13 @@ def test_leaks_are_found_without_the_training_images(run: Path, home: Path, make
         finally:
             (run / TRAINING_TILES).write_bytes(record)
     finally:
-        hidden.rename(home / "images")
+        hidden.rename(training_folder / "images")
 
 
-def test_an_incomplete_record_of_training_tiles_is_an_error(run: Path, home: Path, make_set: MakeSet) -> None:
-    tiles = make_set({"gland": 4, "tumour": 4}, {"copy.png": home / "images" / "train-005.png"})
+def test_an_incomplete_record_of_training_tiles_is_an_error(
+    run: Path, training_folder: Path, make_set: MakeSet
+) -> None:
+    tiles = make_set({"gland": 4, "tumour": 4}, {"copy.png": training_folder / "images" / "train-005.png"})
     record = (run / TRAINING_TILES).read_bytes()
     table = pq.read_table(run / TRAINING_TILES)
     try:

@@ -283,10 +283,10 @@ def test_two_processes_give_the_same_comparison_as_one(
     two_processes: Path, configure_file: Callable[..., ConfigFile], tmp_path: Path
 ) -> None:
     file = configure_file({**COMPARED, "output": str(tmp_path / "one")})
-    alone = compare(file.run, file.comparison)
-    together = two_processes / "compared" / "comparisons" / alone.name
-    two, one = (pq.read_table(folder / "comparison.parquet").to_pylist() for folder in (together, alone))
+    single_folder = compare(file.run, file.comparison)
+    parallel_folder = two_processes / "compared" / "comparisons" / single_folder.name
+    two, one = (pq.read_table(folder / "comparison.parquet").to_pylist() for folder in (parallel_folder, single_folder))
     keys = ("data_set", "arm", "test_set", "seed")
     assert [[row[key] for key in keys] for row in two] == [[row[key] for key in keys] for row in one]
     assert np.allclose([row["score"] for row in two], [row["score"] for row in one], atol=1e-4)
-    assert (together / "comparison.html").is_file()
+    assert (parallel_folder / "comparison.html").is_file()

@@ -191,10 +191,10 @@ def test_a_resumed_run_gives_the_same_result(
             "evaluation": ("clipit.runs.evaluate.write_predictions", None),
         }
 
-        def die(*_: Any, **__: Any) -> None:
+        def raise_killed(*_: Any, **__: Any) -> None:
             raise Killed
 
-        monkeypatch.setattr(places[killed_at][0], die)
+        monkeypatch.setattr(places[killed_at][0], raise_killed)
     with pytest.raises(Killed):
         train(config)
     monkeypatch.undo()
@@ -387,10 +387,10 @@ def test_full_disk_during_training(configure: MakeConfig, train: Train, monkeypa
 
     config = configure(name="disk")
 
-    def full(*_: Any, **__: Any) -> None:
+    def raise_disk_full(*_: Any, **__: Any) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("clipit.training.checkpoints.save_file", full)
+    monkeypatch.setattr("clipit.training.checkpoints.save_file", raise_disk_full)
     with pytest.raises(ArtifactError, match="No space left on device"):
         train(config)
     assert not (run_folder(config) / "classifier").exists()

@@ -167,7 +167,7 @@ def test_the_threshold_is_chosen_on_validation_masks_only(
     assert dice(rows, "dark") < 0.5 < dice(finished.rows, "dark")
 
 
-def test_scores_are_averaged_over_seeds_and_only_the_first_seed_has_a_chapter(
+def test_scores_are_averaged_over_seeds_and_only_the_first_seed_has_a_section(
     values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def light(image: Image.Image, mpp: float) -> np.ndarray:

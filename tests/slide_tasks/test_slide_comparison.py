@@ -88,13 +88,13 @@ def test_every_arm_is_compared_with_the_reference_on_test_slides(compared: Slide
 
 
 def test_means_match_the_scores_of_each_run(models: Path, slides: Path, compared: SlideCompareResult) -> None:
-    alone = clipit.score_slides(
+    expected = clipit.score_slides(
         slides, compared.folder / "alone", classifier=models / "runs/demo/clip_it_all-seed1", **VLM_TILES
     )
     scores = compared.scores.query("arm == 'clip_it_all' and seed == 1").drop(columns=["arm", "seed"])
-    pd.testing.assert_frame_equal(scores.reset_index(drop=True), alone.scores)
-    one = pd.read_csv(compared.folder / "runs/clip_it_all-seed1/slide_metrics.csv")
-    assert set(one["split"]) == {"validation", "test"}
+    pd.testing.assert_frame_equal(scores.reset_index(drop=True), expected.scores)
+    metrics = pd.read_csv(compared.folder / "runs/clip_it_all-seed1/slide_metrics.csv")
+    assert set(metrics["split"]) == {"validation", "test"}
 
 
 def test_page_and_summary_list_runs_poolings_and_dropped_slides(compared: SlideCompareResult) -> None:
@@ -168,8 +168,8 @@ def test_patients_in_two_splits_are_an_error_or_a_note(
     rows.drop(columns="label").assign(group="P").to_csv(table, index=False)  # without labels nothing is evaluated
     clipit.score_slides(table, compared.folder / "crossing", classifier=run, **VLM_TILES)
     opened = clipit.load_classifier(run)
-    apart = clipit.score_slides(slides, compared.folder / "crossing", classifier=opened, **VLM_TILES)
-    assert "he test slides were not compared with the training tiles" in apart.text
+    unchecked = clipit.score_slides(slides, compared.folder / "crossing", classifier=opened, **VLM_TILES)
+    assert "he test slides were not compared with the training tiles" in unchecked.text
 
 
 def test_reports_of_test_patients_are_noted(models: Path, slides: Path, tmp_path: Path) -> None:
@@ -196,10 +196,10 @@ def test_test_slides_of_training_patients_are_an_error_or_a_note(
         shutil.copytree(models / f"runs/demo/{arm}-seed0", runs / f"{arm}-seed0")
     groups = {"group": ["P4", "P0", "X"], "slide": ["s4", "s0", "X"], "slide of the patient": ["P4-1", "P5-2", "X"]}
     ids = {"group": ["x.png", "y.png", "z.png"], "slide": ["s4@0,0,32", "s0@0,0,32", "s99@0,0,32"]}
-    seen = {
+    training_tiles = {
         "id": ids.get(matched_by, ids["group"]), "split": ["train", "validation", "train"], "group": groups[matched_by]
     }  # fmt: skip
-    pd.DataFrame(seen).to_parquet(runs / "clip_it_all-seed0" / TRAINING_TILES)
+    pd.DataFrame(training_tiles).to_parquet(runs / "clip_it_all-seed0" / TRAINING_TILES)
     count = 2 if matched_by == "slide of the patient" else 1  # s0 of patient P0 is a validation slide
     match = rf"{count} of 6 test slides belongs? to {count} patients? whose tiles the run clip_it_all-seed0 was trained"
     match = match if count == 1 else match.replace("belongs?", "belong")

@@ -199,9 +199,9 @@ def test_two_processes_write_the_same_files_as_one(
     assert done.stdout.count("page:") == 1, "only the main process prints"
     for pattern in ("slides.csv", "slides/*/*.geojson", "slides/*/*.png", "grids/*/grid.parquet"):
         assert contents(tmp_path, pattern) == contents(mapped.folder, pattern)
-    every = "slides/**/*"
-    assert {path.relative_to(tmp_path) for path in tmp_path.glob(every)} == {
-        path.relative_to(mapped.folder) for path in mapped.folder.glob(every)
+    all_files = "slides/**/*"
+    assert {path.relative_to(tmp_path) for path in tmp_path.glob(all_files)} == {
+        path.relative_to(mapped.folder) for path in mapped.folder.glob(all_files)
     }
     columns = [f"score_{name}" for name in CLASSES]
     for name in ("slide_scores.csv", *(f"slides/s{number}/tiles.parquet" for number in range(4))):
@@ -383,12 +383,14 @@ def test_a_slide_deleted_during_scoring_is_listed_and_the_others_are_scored(
 def test_a_command_resumes_after_a_full_disk(
     module: str, models: Path, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any, **__: Any) -> None:
+    def raise_disk_full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     arguments: dict[str, Any] = {"classifier": models / "run", "maps": module == "map", "top": 1}
     with monkeypatch.context() as patched:
-        patched.setattr("pyarrow.parquet.write_table" if module == "tile_scores" else "PIL.Image.Image.save", full)
+        patched.setattr(
+            "pyarrow.parquet.write_table" if module == "tile_scores" else "PIL.Image.Image.save", raise_disk_full
+        )
         with pytest.raises(ArtifactError, match="No space left on device"):
             clipit.score_slides(slides.parent / "s0.tiff", tmp_path, **arguments)
     assert not [path for path in tmp_path.rglob("*.tmp") if path.is_file()]
@@ -533,10 +535,10 @@ def test_label_and_macro_images_are_never_read(
     with openslide.OpenSlide(real_slide) as slide:
         assert {"label", "macro"} & set(slide.associated_images)
 
-    def refused(self: object) -> None:
+    def fail(self: object) -> None:
         raise AssertionError("associated images were read")
 
-    monkeypatch.setattr(openslide.OpenSlide, "associated_images", property(refused))
+    monkeypatch.setattr(openslide.OpenSlide, "associated_images", property(fail))
     options: dict[str, Any] = {"tile_mpp": 8.0, "tile_pixels": 32}
     clipit.tile_slides(real_slide, tmp_path / "tiles", extras=("png", "h5"), **options)
     result = clipit.score_slides(real_slide, tmp_path / "maps", classifier=models / "run", maps=True, top=1, **options)

@@ -56,10 +56,10 @@ def test_contours_of_qupath_and_trident(tmp_path: Path) -> None:
         crs={"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::3857"}},
     )
     for value in (collection(of_qupath), [of_qupath], of_qupath, of_trident, polygon(SQUARE, HOLE)):
-        (read,) = contours(tmp_path, value)
-        np.testing.assert_array_equal(read.exterior, SQUARE)
-        np.testing.assert_array_equal(read.holes[0], HOLE)
-        assert read.area == 200 * 200 - 50 * 50
+        (parsed,) = contours(tmp_path, value)
+        np.testing.assert_array_equal(parsed.exterior, SQUARE)
+        np.testing.assert_array_equal(parsed.holes[0], HOLE)
+        assert parsed.area == 200 * 200 - 50 * 50
     assert contours(tmp_path, [of_qupath])[0].name == "Tumor"
     assert contours(tmp_path, of_trident)[0].name == ""
 
@@ -75,29 +75,29 @@ def test_contours_of_qupath_and_trident(tmp_path: Path) -> None:
 def test_contours_of_all_versions_of_qupath_are_shifted(tmp_path: Path, marks: dict[str, Any]) -> None:
     path = tmp_path / "a.geojson"
     path.write_text(json.dumps([{"type": "Feature", "geometry": polygon(SQUARE), **marks}]), encoding="utf-8")
-    (read,) = read_contours(path, 500, 500, origin=(10, 20))
-    np.testing.assert_array_equal(read.exterior, np.add(SQUARE, (10, 20)))
+    (parsed,) = read_contours(path, 500, 500, origin=(10, 20))
+    np.testing.assert_array_equal(parsed.exterior, np.add(SQUARE, (10, 20)))
 
 
 def test_multipolygons_and_geometry_collections(tmp_path: Path) -> None:
-    several = {"type": "MultiPolygon", "coordinates": [[SQUARE, HOLE], [TRIANGLE]]}
-    nested = {"type": "GeometryCollection", "geometries": [several, polygon(TRIANGLE)]}
-    read = contours(tmp_path, collection(feature(nested, name="a part")))
-    assert [(len(one.exterior), len(one.holes), one.name) for one in read] == [
+    multipolygon = {"type": "MultiPolygon", "coordinates": [[SQUARE, HOLE], [TRIANGLE]]}
+    nested = {"type": "GeometryCollection", "geometries": [multipolygon, polygon(TRIANGLE)]}
+    parsed = contours(tmp_path, collection(feature(nested, name="a part")))
+    assert [(len(one.exterior), len(one.holes), one.name) for one in parsed] == [
         (5, 1, "a part"), (4, 0, "a part"), (4, 0, "a part"),
     ]  # fmt: skip
 
 
 def test_open_rings_are_closed_and_third_coordinates_dropped(tmp_path: Path) -> None:
-    (read,) = contours(tmp_path, polygon([[*corner, 7.0] for corner in SQUARE[:-1]]))
-    np.testing.assert_array_equal(read.exterior, SQUARE)
+    (parsed,) = contours(tmp_path, polygon([[*corner, 7.0] for corner in SQUARE[:-1]]))
+    np.testing.assert_array_equal(parsed.exterior, SQUARE)
 
 
 def test_points_and_degenerate_rings_are_dropped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     flat, point = polygon([[1, 1], [5, 5], [1, 1]]), {"type": "Point", "coordinates": [3, 4]}
     with caplog.at_level(logging.INFO):
-        read = contours(tmp_path, [feature(point), feature(None), flat, feature(polygon(SQUARE, [[1, 1], [2, 2]]))])
-    assert len(read) == 1 and read[0].holes == ()
+        parsed = contours(tmp_path, [feature(point), feature(None), flat, feature(polygon(SQUARE, [[1, 1], [2, 2]]))])
+    assert len(parsed) == 1 and parsed[0].holes == ()
     (line,) = caplog.messages
     assert "1 x Point" in line and "1 x empty geometry" in line and "1 x hole" in line and "1 x ring" in line
 
@@ -108,8 +108,8 @@ def test_missing_cores_of_a_tissue_microarray_are_dropped_and_counted(
     missing = (False, "False", True, "True")
     cores = [feature(polygon(SQUARE), name=f"A-{n}", isMissing=value) for n, value in enumerate(missing)]
     with caplog.at_level(logging.INFO):
-        read = contours(tmp_path, cores)
-    assert [core.name for core in read] == ["A-0", "A-1"]
+        parsed = contours(tmp_path, cores)
+    assert [core.name for core in parsed] == ["A-0", "A-1"]
     assert "2 x TMA core marked as missing" in caplog.messages[0]
 
 
@@ -172,8 +172,8 @@ def test_unreadable_contour_files_are_errors(tmp_path: Path) -> None:
 
 
 def test_contours_within_one_percent_of_the_border_are_accepted(tmp_path: Path) -> None:
-    (read,) = contours(tmp_path, polygon([[-9, 0], [1009, 0], [1009, 807], [-9, 0]]))
-    assert rasterise([read], (8, 10), 100.0).shape == (8, 10)
+    (parsed,) = contours(tmp_path, polygon([[-9, 0], [1009, 0], [1009, 807], [-9, 0]]))
+    assert rasterise([parsed], (8, 10), 100.0).shape == (8, 10)
 
 
 def test_contours_confined_to_the_upper_left_corner_trigger_a_warning(
@@ -269,9 +269,9 @@ def test_tiles_are_written_with_class_and_probabilities(tmp_path: Path) -> None:
         measurements = one["properties"]["measurements"]
         assert list(measurements) == [f"probability: {name}" for name in CLASSES]
         np.testing.assert_allclose(list(measurements.values()), values, rtol=1e-5)
-    read = read_contours(tmp_path / "tiles.geojson", grid.width, grid.height)
-    assert [one.exterior[0].tolist() for one in read] == [[0, 0], [100, 0], [900, 700]]
-    assert {one.area for one in read} == {100.0 * 100.0}
+    parsed = read_contours(tmp_path / "tiles.geojson", grid.width, grid.height)
+    assert [one.exterior[0].tolist() for one in parsed] == [[0, 0], [100, 0], [900, 700]]
+    assert {one.area for one in parsed} == {100.0 * 100.0}
     first = (tmp_path / "tiles.geojson").read_bytes()
     write_tiles_geojson(tmp_path / "tiles.geojson", grid, CLASSES, scores, COLOURS)
     assert (tmp_path / "tiles.geojson").read_bytes() == first, "ids are deterministic"
@@ -322,9 +322,9 @@ def test_tissue_polygons_are_written_and_read_back(tmp_path: Path) -> None:
     outlines = trace(mask, 40.5)
     write_polygons_geojson(tmp_path / "tissue.geojson", "case 1", outlines, "Tissue", "#000000")
     assert len(features_for_qupath(tmp_path / "tissue.geojson")) == len(outlines)
-    read = read_contours(tmp_path / "tissue.geojson", 810, 648)
-    np.testing.assert_array_equal(rasterise(read, mask.shape, 40.5), mask)
-    assert {one.name for one in read} == {"Tissue"}
+    parsed = read_contours(tmp_path / "tissue.geojson", 810, 648)
+    np.testing.assert_array_equal(rasterise(parsed, mask.shape, 40.5), mask)
+    assert {one.name for one in parsed} == {"Tissue"}
 
 
 def test_a_slide_without_tiles_gives_empty_files(tmp_path: Path) -> None:
@@ -343,10 +343,10 @@ def test_non_finite_scores_are_an_error(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def raise_disk_full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("clipit.slides.qupath.uuid.uuid5", full)
+    monkeypatch.setattr("clipit.slides.qupath.uuid.uuid5", raise_disk_full)
     with pytest.raises(ArtifactError, match="cannot write: No space left"):
         write_tiles_geojson(tmp_path / "t.geojson", make_grid([0], [0]), CLASSES, np.ones((1, 3)) / 3, COLOURS)
     assert not list(tmp_path.iterdir())

@@ -148,13 +148,13 @@ def test_the_resolution_comes_from_the_file_or_the_user(tmp_path: Path) -> None:
 
 def test_resolutions_in_other_units_and_of_flatbed_scanners(tmp_path: Path) -> None:
     without_mpp = open_slide(write_slide(tmp_path / "silent.tiff", picture(), mpp=None))
-    for given, unit in ((250.0, r" \(nanometres"), (0.00025, r" \(millimetres"), (42.3, "")):
+    for mpp, unit in ((250.0, r" \(nanometres"), (0.00025, r" \(millimetres"), (42.3, "")):
         with pytest.raises(DataError, match=rf"(?s)between 0\.05 and 20, not [\d.e-]+{unit}.*correct tiles\.mpp"):
-            resolve_mpp(without_mpp, None, "a", default=given)
+            resolve_mpp(without_mpp, None, "a", default=mpp)
         with pytest.raises(DataError, match="correct the `mpp` column"):
-            resolve_mpp(without_mpp, given, "a")
+            resolve_mpp(without_mpp, mpp, "a")
         with pytest.raises(ConfigError, match=f"between 0.05 and 20, not .*{unit}"):
-            check_mpp(given)
+            check_mpp(mpp)
     scanned = open_slide(write_slide(tmp_path / "flatbed.tiff", picture(), mpp=42.3))
     value, note = resolve_mpp(scanned, None, "a", default=0.5)
     assert value == 0.5 and "the file's value of 42.3 is implausible" in note

@@ -162,7 +162,7 @@ def test_a_changed_slide_gets_a_new_grid(tmp_path: Path) -> None:
 
 
 def test_the_stamp_of_a_slide_covers_all_of_its_files(tmp_path: Path) -> None:
-    def changed(path: Path, file: Path) -> bool:
+    def stamp_changes(path: Path, file: Path) -> bool:
         before, content = slide_stamp(path), file.read_bytes()
         file.write_bytes(content + b"x")
         after = slide_stamp(path)
@@ -174,13 +174,15 @@ def test_the_stamp_of_a_slide_covers_all_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     first = tmp_path / "0.dcm"
     assert slide_files(first) == [first, tmp_path / "1.dcm"]
-    assert changed(first, tmp_path / "1.dcm") and not changed(first, tmp_path / "notes.txt")
+    assert stamp_changes(first, tmp_path / "1.dcm") and not stamp_changes(first, tmp_path / "notes.txt")
     (tmp_path / "m").mkdir()
     for name in ("m.mrxs", "m/Slidedat.ini", "m/Data0000.dat", "v-0.jpg", "one.svs"):
         (tmp_path / name).write_text("x")
     (tmp_path / "v.vms").write_text("[Virtual Microscope Specimen]\nImageFile=v-0.jpg\nMacroImage=absent.jpg\n")
-    assert changed(tmp_path / "m.mrxs", tmp_path / "m/Data0000.dat")
-    assert changed(tmp_path / "v.vms", tmp_path / "v-0.jpg") and not changed(tmp_path / "v.vms", tmp_path / "notes.txt")
+    assert stamp_changes(tmp_path / "m.mrxs", tmp_path / "m/Data0000.dat")
+    assert stamp_changes(tmp_path / "v.vms", tmp_path / "v-0.jpg") and not stamp_changes(
+        tmp_path / "v.vms", tmp_path / "notes.txt"
+    )
     before = slide_stamp(tmp_path / "m.mrxs")
     (tmp_path / "m/Data0001.dat").write_text("x")
     assert slide_stamp(tmp_path / "m.mrxs") != before, "a file was added"

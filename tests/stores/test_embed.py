@@ -82,8 +82,8 @@ def test_text_store_contains_every_snippet_as_a_unit_vector(workspace: Workspace
 
 def test_positions_by_id_and_missing_ids(workspace: Workspace) -> None:
     store = workspace.text_store()
-    some = store.ids[[7, 3, 3]]
-    assert store.positions(some).tolist() == [7, 3, 3]
+    ids = store.ids[[7, 3, 3]]
+    assert store.positions(ids).tolist() == [7, 3, 3]
     with pytest.raises(ArtifactError, match=r"1 id is not in the store: nobody"):
         store.positions(np.array([store.ids[0], "nobody"]))
 
@@ -128,9 +128,9 @@ def test_an_existing_store_is_reused(workspace: Workspace, tmp_path: Path) -> No
 def test_fingerprints_depend_on_the_precision(workspace: Workspace, tmp_path: Path) -> None:
     tiles = workspace.all_tiles.of_split("test")
     stores = [
-        function(tmp_path, replace(workspace.vlm, precision=precision), what)
+        embed(tmp_path, replace(workspace.vlm, precision=precision), data)
         for precision in ("fp32", "bf16")
-        for function, what in ((embed_texts, workspace.snippets), (embed_tiles, tiles))
+        for embed, data in ((embed_texts, workspace.snippets), (embed_tiles, tiles))
     ]
     assert len({store.fingerprint for store in stores}) == 4
     assert file_digests(stores[0])["emb-00000.npy"] != file_digests(stores[2])["emb-00000.npy"]

@@ -39,7 +39,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     return build_index(folder, write_store(folder, ids, embeddings), backend="torch")
 
 
-def without(artifact: Artifact, *names: str) -> Artifact:
+def without_files(artifact: Artifact, *names: str) -> Artifact:
     """Copy of an artefact whose manifest lacks the given files."""
     files = {name: digest for name, digest in artifact.manifest.files.items() if name not in names}
     return Artifact(artifact.folder, replace(artifact.manifest, files=files))
@@ -72,17 +72,17 @@ def test_rows_do_not_depend_on_the_order_of_the_store(index: Index) -> None:
     stored, everything = index.stored(), np.arange(index.size)
     assert np.array_equal(stored.inverse[stored.positions], everything)
     assert (np.asarray(stored.inverse) < 0).sum() == 1
-    parts = ((rows, some.numpy().copy()) for rows, some in stored.shards())
-    vector_of = {int(row): vector for rows, some in parts for row, vector in zip(rows, some, strict=True)}
+    parts = ((rows, block.numpy().copy()) for rows, block in stored.shards())
+    vector_of = {int(row): vector for rows, block in parts for row, vector in zip(rows, block, strict=True)}
     assert sorted(vector_of) == everything.tolist()
     assert np.allclose(stored.vectors(everything), np.stack([vector_of[row] for row in everything.tolist()]), atol=1e-6)
     assert np.array_equal(stored.vectors(stored.rows_of(2)), stored.shard(2).numpy())
 
 
 def test_an_index_of_an_earlier_version_has_the_same_rows(index: Index) -> None:
-    earlier = Index(without(index.artifact, "positions.npy", "rows.npy"), index.store).stored()
-    now = index.stored()
-    assert np.array_equal(earlier.positions, now.positions) and np.array_equal(earlier.inverse, now.inverse)
+    earlier = Index(without_files(index.artifact, "positions.npy", "rows.npy"), index.store).stored()
+    current = index.stored()
+    assert np.array_equal(earlier.positions, current.positions) and np.array_equal(earlier.inverse, current.inverse)
 
 
 def test_ids_are_read_shard_by_shard(index: Index) -> None:
@@ -191,7 +191,7 @@ def test_inconsistent_shards_are_an_error(tmp_path: Path, change: Any, message: 
 
 
 def test_a_shard_missing_from_the_manifest_is_an_error(index: Index) -> None:
-    store = Store(without(index.store.artifact, "emb-00001.npy"))
+    store = Store(without_files(index.store.artifact, "emb-00001.npy"))
     with pytest.raises(ArtifactError, match=r"emb-00001\.npy is missing"):
         check_shards(store)
 

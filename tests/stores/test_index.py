@@ -267,7 +267,7 @@ def test_damaged_and_foreign_index_files_are_errors(store: Store, tmp_path: Path
     path, queries = index.artifact.file("index.faiss"), random_unit(3, 5)
     data = path.read_bytes()
 
-    def opened(content: bytes) -> Index:
+    def with_file_content(content: bytes) -> Index:
         """Index whose file is replaced, with a matching digest in the manifest."""
         path.write_bytes(content)
         manifest = index.artifact.manifest
@@ -277,13 +277,13 @@ def test_damaged_and_foreign_index_files_are_errors(store: Store, tmp_path: Path
     few = write_store(tmp_path / "few", [f"t{number}" for number in range(600)], random_unit(600, 8))
     other = build_index(tmp_path / "other", few, key="IVF8,Flat").artifact.file("index.faiss").read_bytes()
     with pytest.raises(ArtifactError, match="600 rows of 16 dimensions, not 4,960 of 16"):
-        opened(other).candidates(queries, 5)
+        with_file_content(other).candidates(queries, 5)
     last = data.rindex(np.int64(4959).tobytes())  # the id of the last row in its list
     with pytest.raises(ArtifactError, match="contains rows that do not exist"):
-        opened(data[:last] + np.int64(10**15).tobytes() + data[last + 8 :]).candidates(queries, index.size)
+        with_file_content(data[:last] + np.int64(10**15).tobytes() + data[last + 8 :]).candidates(queries, index.size)
     for content in (data[: len(data) // 2], bytes(len(data)), data[:80] + b"\xff" * 8 + data[88:], b""):
         with pytest.raises(ArtifactError, match=r"(?s)(unreadable|rows of).*delete the folder"):
-            opened(content).candidates(queries, 5)
+            with_file_content(content).candidates(queries, 5)
     path.write_bytes(other)
     with pytest.raises(ArtifactError, match="a file is missing or changed"):
         Index(index.artifact, store).candidates(queries, 5)

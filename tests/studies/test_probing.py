@@ -92,9 +92,9 @@ def test_every_model_has_every_probe_and_scores_can_be_reproduced(probed: tuple[
     workspace = Workspace(config)
     train, test = workspace.tiles(config.seed).of_split("train"), workspace.all_tiles.of_split("test")
     frozen = backbone_features(config, workspace)
-    seen = train.labels >= 0
-    model = KNeighborsClassifier(min(20, int(seen.sum())), metric="cosine", algorithm="brute")
-    model.fit(frozen.vectors["train"][seen], train.labels[seen])
+    labelled = train.labels >= 0
+    model = KNeighborsClassifier(min(20, int(labelled.sum())), metric="cosine", algorithm="brute")
+    model.fit(frozen.vectors["train"][labelled], train.labels[labelled])
     row = rows_of(folder, subject="backbone, frozen", task="knn", metric="accuracy")[0]
     assert row["value"] == pytest.approx(model.score(frozen.vectors["test"], test.labels))
     assert (row["labels"], row["n"]) == (12, 24)
@@ -143,8 +143,8 @@ def test_predictions_of_the_run_and_provenance_are_in_the_table(probed: tuple[Co
         "image to text (single prompts)",
     }  # fmt: skip
     assert {row["seed"] for row in rows if row["share"] is not None} == {0, 1}
-    of_run = [row for row in rows if row["subject"] == f"classifier {run.name}"]
-    assert all(row["run_seed"] == 0 and row["pairs"] and row["arm"] == "clip_it_all" for row in of_run)
+    run_rows = [row for row in rows if row["subject"] == f"classifier {run.name}"]
+    assert all(row["run_seed"] == 0 and row["pairs"] and row["arm"] == "clip_it_all" for row in run_rows)
 
 
 def test_features_that_saw_labels_are_marked(probed: tuple[ConfigFile, Path, Path], tmp_path: Path) -> None:
@@ -246,12 +246,12 @@ def test_invalid_captions_are_errors(tmp_path: Path) -> None:
     known = np.array(["007", "b"])
     path = tmp_path / "captions.csv"
 
-    def written(text: str) -> Path:
+    def write_captions(text: str) -> Path:
         path.write_text(text, encoding="utf-8")
         return path
 
-    assert read_captions(written("tile_id,text\n007,a gland\n"), known) == (["007"], ["a gland"])
-    assert read_captions(written(" tile_id, text\n007 , a gland\n"), known) == (["007"], [" a gland"])
+    assert read_captions(write_captions("tile_id,text\n007,a gland\n"), known) == (["007"], ["a gland"])
+    assert read_captions(write_captions(" tile_id, text\n007 , a gland\n"), known) == (["007"], [" a gland"])
     for text, message in (
         ("tile,text\n007,x\n", "missing columns: tile_id"),
         ("tile_id,text\n007,x\n8,y\n", "1 caption belongs to no test tile: 8"),
@@ -266,7 +266,7 @@ def test_invalid_captions_are_errors(tmp_path: Path) -> None:
         ('tile_id,text\nb,"x, w\n007,y"\n', r"this caption contains the rows of 007(?s:.*)line 2"),
     ):
         with pytest.raises(DataError, match=message):
-            read_captions(written(text), known)
+            read_captions(write_captions(text), known)
     path.write_bytes(b"tile_id,text\nb,caf\xe9\n")
     with pytest.raises(DataError, match=r"(?s)not UTF-8 text.*line 2\n"):
         read_captions(path, known)

@@ -46,16 +46,16 @@ KEYS = {
 
 
 @pytest.fixture(scope="module")
-def simple(tmp_path_factory: pytest.TempPathFactory) -> str:
+def simple_prompts(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("prompts") / "plain.yaml"
     path.write_text(yaml.safe_dump(SIMPLE), encoding="utf-8")
     return str(path)
 
 
 @pytest.fixture(scope="module")
-def two_sets(world: dict[str, Any], shared_output: Path, simple: str) -> tuple[ConfigFile, Path]:
+def two_sets(world: dict[str, Any], shared_output: Path, simple_prompts: str) -> tuple[ConfigFile, Path]:
     """Configuration and folder of a study of rich and simple prompts, which tests must not modify."""
-    keys = nested({**KEYS, "name": "ways", "prompt_study.simple": simple, "note": "A note."})
+    keys = nested({**KEYS, "name": "ways", "prompt_study.simple": simple_prompts, "note": "A note."})
     config = validate_file(merge({**world, "output": shared_output}, keys), "test")
     return config, study(config)
 
@@ -163,14 +163,14 @@ def test_every_row_has_its_provenance(two_sets: tuple[ConfigFile, Path]) -> None
     assert centred_subjects == {"VLM, centred"}, "only centred scores depend on the mean of the snippets"
 
 
-def test_truncated_tokens_are_counted(configure_file: Callable[..., ConfigFile], simple: str) -> None:
-    config = configure_file(KEYS, name="cut", prompts=simple)
+def test_truncated_tokens_are_counted(configure_file: Callable[..., ConfigFile], simple_prompts: str) -> None:
+    config = configure_file(KEYS, name="cut", prompts=simple_prompts)
     workspace = Workspace(config.run)
     rows = rows_of(study(config))
     ensemble = next(row for row in rows if row["mode"] == "ensemble" and row["kind"] == "mode")
     text = SIMPLE["classes"]["tumour"][0]  # type: ignore[index]
-    over = workspace.vlm.count_tokens([text])[0] - workspace.vlm.context_length
-    assert over == 2
+    excess = workspace.vlm.count_tokens([text])[0] - workspace.vlm.context_length
+    assert excess == 2
     assert (ensemble["cut_texts"], ensemble["cut_tokens"]) == (1, 2)
 
 
@@ -234,16 +234,16 @@ def test_screening_tiles_are_training_tiles_drawn_by_seed(configure_file: Callab
 
 
 def test_no_text_is_embedded_twice() -> None:
-    seen: list[str] = []
+    encoded: list[str] = []
 
     def encode(texts: Any) -> np.ndarray:
-        seen.extend(texts)
+        encoded.extend(texts)
         return np.array([[len(text), 1.0] for text in texts], dtype=np.float32)
 
     lookup = memoise(encode)
     np.testing.assert_array_equal(lookup(["a", "bb", "a"])[:, 0], [1, 2, 1])
     np.testing.assert_array_equal(lookup(["ccc", "bb"])[:, 0], [3, 2])
-    assert seen == ["a", "bb", "ccc"]
+    assert encoded == ["a", "bb", "ccc"]
 
 
 def test_only_centred_embeddings_need_reports(world: dict[str, Any], tmp_path: Path) -> None:

@@ -181,13 +181,15 @@ def test_adaptation_of_perturbed_tiles_can_be_reproduced(measured: tuple[ConfigF
         "head"
     ]
     training = sample_tiles(workspace.all_tiles.of_split("train"), MAX_TRAINING_TILES, labelled=False)
-    seen = compute_vectors(subject, training, config, workspace)["head"]
-    moved = align_statistics(vectors, compute_feature_statistics(vectors), compute_feature_statistics(seen))
-    before, after = (subject.readouts["head"](features) for features in (vectors, moved))
+    training_features = compute_vectors(subject, training, config, workspace)["head"]
+    aligned = align_statistics(
+        vectors, compute_feature_statistics(vectors), compute_feature_statistics(training_features)
+    )
+    before, after = (subject.readouts["head"](features) for features in (vectors, aligned))
     scores = [compute_metrics(test.labels, each)["accuracy"] for each in (before, after)]
     (row,) = rows_of(folder, analysis="adaptation", perturbation="blur", level=2.0, subject=runs[0].name, output="head")
     assert (row["unadapted"], row["value"]) == (pytest.approx(scores[0]), pytest.approx(scores[1]))
-    verdict = judge_adaptation(fit_mixture(seen, subject.readouts["head"](seen)), vectors)
+    verdict = judge_adaptation(fit_mixture(training_features, subject.readouts["head"](training_features)), vectors)
     assert (row["guard"] == "accepted", row["misfit"]) == (verdict.accepted, pytest.approx(verdict.misfit))
     (curve,) = rows_of(folder, analysis="curve", perturbation="blur", level=2.0, subject=runs[0].name, output="head")
     assert curve["value"] == row["unadapted"] and row["bootstrap"] == 20
@@ -203,7 +205,7 @@ def test_errors_of_the_guard_are_counted_by_method_and_setting(
 ) -> None:
     _, _, folder = measured
     records = json.loads((folder / "robustness.json").read_text(encoding="utf-8"))["guard"]
-    rows, batches = (rows_of(folder, analysis=what) for what in ("adaptation", "batch"))
+    rows, batches = (rows_of(folder, analysis=analysis) for analysis in ("adaptation", "batch"))
     measured_rows = pd.DataFrame([*rows, *batches], dtype=object)
     assert records == [summary.flatten() for summary in summarise_guard(measured_rows)]
     settings = {(record["method"], record["settings"]): record for record in records}
@@ -216,16 +218,16 @@ def test_errors_of_the_guard_are_counted_by_method_and_setting(
         method_rows = [row for row in rows if row["method"] == method and row["value"] is not None]
         record = settings[method, WHOLE_SETS]
         assert record["cases"] == len(method_rows) > 0
-        sure = [row for row in method_rows if row["change_low"] is not None]
-        lost = [row for row in sure if row["change_high"] < 0]
-        gained = [row for row in sure if row["change_low"] > 0]
+        with_interval = [row for row in method_rows if row["change_low"] is not None]
+        lost = [row for row in with_interval if row["change_high"] < 0]
+        gained = [row for row in with_interval if row["change_low"] > 0]
         wrong = [row for row in lost if row["guard"] == "accepted"]
         missed = [row for row in gained if row["guard"] == "refused"]
         assert (record["harmful"], record["helpful"]) == (len(lost), len(gained))
         assert (record["let_through"], record["refused"]) == (len(wrong), len(missed))
         assert record["share_let_through"] == (len(wrong) / len(lost) if lost else None)
         assert record["share_refused"] == (len(missed) / len(gained) if gained else None)
-        assert record["without_interval"] == len(method_rows) - len(sure)
+        assert record["without_interval"] == len(method_rows) - len(with_interval)
         assert sum(settings[method, kind]["cases"] for kind in kinds) == len(method_rows)
         by_model = rows_of(folder, analysis="guard", method=method, settings=BATCHES)
         for count in ("cases", "accepted", "harmful", "let_through", "helpful", "refused"):
@@ -234,11 +236,11 @@ def test_errors_of_the_guard_are_counted_by_method_and_setting(
     # two levels; two adaptable heads, and the zero-shot outputs of two runs and of the VLM
     assert blur["cases"] == 2 * (2 + 3)
     text = (folder / "robustness.md").read_text(encoding="utf-8")
-    worth = settings["feature statistics (transductive)", WHOLE_SETS]
-    gained = worth["change_guarded"] - worth["change_always"]
+    benefit = settings["feature statistics (transductive)", WHOLE_SETS]
+    gained = benefit["change_guarded"] - benefit["change_always"]
     assert f"{abs(gained):.3f} in score on average, compared with always adapting" in text
-    told_share = "n/a" if blur["share_refused"] is None else f"{blur['share_refused']:.1%}"
-    assert "Errors of the guard" in text and f"{blur['refused']} of {blur['helpful']} ({told_share})" in text
+    share_refused = "n/a" if blur["share_refused"] is None else f"{blur['share_refused']:.1%}"
+    assert "Errors of the guard" in text and f"{blur['refused']} of {blur['helpful']} ({share_refused})" in text
 
 
 @pytest.mark.parametrize(
@@ -292,7 +294,7 @@ def test_two_processes_write_the_same_rows(
         "settings",
     )
 
-    def keyed(rows: list[dict[str, Any]]) -> dict[tuple[str, ...], dict[str, Any]]:
+    def rows_by_key(rows: list[dict[str, Any]]) -> dict[tuple[str, ...], dict[str, Any]]:
         return {
             tuple(str(row[key]) for key in keys if key != "level" or row["analysis"] != "calibration"): row
             for row in rows
@@ -303,8 +305,8 @@ def test_two_processes_write_the_same_rows(
         recorded = list(csv.DictReader(stream))
     assert [row["metric"] for row in recorded] == [row["metric"] for row in written if row["analysis"] != "batch"]
     assert str(tmp_path) not in record.read_text(encoding="utf-8")
-    two = keyed(written)
-    one = keyed([row for row in rows_of(folder) if row["subject"] != runs[2].name])
+    two = rows_by_key(written)
+    one = rows_by_key([row for row in rows_of(folder) if row["subject"] != runs[2].name])
     assert {row["analysis"] for row in written} == {"curve", "shifted", "adaptation", "batch", "calibration", "guard"}
     assert two.keys() == one.keys()
     for key, row in two.items():
@@ -341,9 +343,9 @@ def test_invalid_runs_and_shifted_sets_are_errors(
     folder = measure(few_labels, [train_run(few_labels.run)])
     (row,) = rows_of(folder, analysis="calibration", subject="image_only-seed0", state="after", metric="ece")
     assert row["value"] is None and "needs at least 20 validation labels; there are 12" in row["reason"]
-    less = configure_file(small_study(world) | {"tiles.splits": {"test": "validation", "validation": "test"}})
+    resplit = configure_file(small_study(world) | {"tiles.splits": {"test": "validation", "validation": "test"}})
     with pytest.raises(DataError, match="splits or labels of 48 tiles differ"):
-        measure(less, runs[:1])
+        measure(resplit, runs[:1])
     done = run_program(ROOT / "scripts/robustness.py", "--config", tmp_path / "none.yaml", "--run", runs[0])
     assert done.returncode == 2 and "no such configuration file" in done.stderr
 
@@ -352,10 +354,12 @@ def test_drawn_batches_have_skewed_class_proportions(configure: MakeConfig) -> N
     tiles = Workspace(configure()).all_tiles
     batches = list(draw_batches(tiles, 2, "test", 0))
     assert batches and all(20 <= len(rows) == len(set(rows.tolist())) <= 200 for _, rows in batches)
-    largest = [np.bincount(tiles.labels[rows]).max() / len(rows) for law, rows in batches if law == 0.3]
+    largest = [
+        np.bincount(tiles.labels[rows]).max() / len(rows) for concentration, rows in batches if concentration == 0.3
+    ]
     assert np.mean(largest) > 0.5, "class proportions should be far from uniform"
-    same = list(draw_batches(tiles, 2, "test", 0))
-    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(batches, same, strict=True))
+    repeated = list(draw_batches(tiles, 2, "test", 0))
+    assert all(np.array_equal(a, b) for (_, a), (_, b) in zip(batches, repeated, strict=True))
     assert not list(draw_batches(tiles.select(tiles.labels == 0), 2, "test", 0)), (
         "a single class has only one proportion"
     )

@@ -292,6 +292,10 @@ class RunConfig(Section):
         """Return `own_report` and, unless LoRA tunes the backbone, `lora`; loss terms may read both (`Term.reads`)."""
         return frozenset(("own_report",) if self.backbone.tuning == "lora" else ("own_report", "lora"))
 
+    def for_second_vlm(self) -> "RunConfig":
+        """Return the configuration with the second VLM, if there is one, instead of the first."""
+        return self.model_copy(update={"vlm": self.second_vlm or self.vlm, "second_vlm": None})
+
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:

@@ -40,7 +40,6 @@ from clipit.training.arms import resolve_arm
 from clipit.training.batches import BatchPlan, plan_batches
 from clipit.training.config_checks import check_keys
 from clipit.training.monitor import LABEL_FREE, make_monitor
-from clipit.training.terms.distillation import second_workspace
 from clipit.training.terms.term import Probabilities, Term
 from clipit.training.terms.term_table import (
     active_terms,
@@ -197,7 +196,7 @@ def _build_student(config: RunConfig, workspace: Workspace, tiles: TileSet) -> "
     backbone = load_backbone(config.backbone, get_processes().device)
     workspace.warn_about_view(backbone.name, backbone.expected_mpp, backbone.preprocess)
     joint_dim = workspace.vlm.joint_dim if config.student.projector_layers else None
-    second_dim = second_workspace(config, workspace).vlm.joint_dim if config.second_vlm is not None else None
+    second_dim = None if config.second_vlm is None else workspace.for_config(config.for_second_vlm()).vlm.joint_dim
     parameters = {name: value for term in active_terms(config) for name, value in term.initial_parameters().items()}
     torch.manual_seed(config.seed)  # again, since loading a VLM may consume random numbers
     student = build_student(

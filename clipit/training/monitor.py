@@ -34,9 +34,9 @@ def make_monitor(config: RunConfig, validation: TileSet, terms: Sequence[Term[An
         return lambda logits: information(softmax(logits))
     if metric == "agreement" and len(validation):
         targets = [term.class_probabilities("validation") for term in terms if term.supervises_unlabelled]
-        soft_labels = next((target for target in targets if target is not None), None)
-        if soft_labels is not None:
-            return lambda logits: soft_label_agreement(logits, soft_labels)
+        target = next((target for target in targets if target is not None), None)
+        if target is not None:
+            return lambda logits: target_agreement(logits, target)
     if not (validation.labels >= 0).any():
         logger.info("note: no validation tile has a label; the last step's weights are used")
         return None
@@ -48,9 +48,9 @@ def make_monitor(config: RunConfig, validation: TileSet, terms: Sequence[Term[An
     return score
 
 
-def soft_label_agreement(logits: Float32[np.ndarray, "n classes"], soft_labels: Probabilities) -> float:
-    """Compute the fraction of tiles whose predicted class is the most probable class in their soft labels."""
-    return float((logits.argmax(axis=1) == soft_labels.argmax(axis=1)).mean())
+def target_agreement(logits: Float32[np.ndarray, "n classes"], targets: Probabilities) -> float:
+    """Compute the fraction of tiles whose predicted class is the most probable class of their target."""
+    return float((logits.argmax(axis=1) == targets.argmax(axis=1)).mean())
 
 
 def information(probabilities: Float32[np.ndarray, "n classes"]) -> float:

@@ -5,7 +5,7 @@ import pytest
 
 from clipit.config.run import SoftLabelsConfig
 from clipit.errors import DataError
-from clipit.training.monitor import information, soft_label_agreement
+from clipit.training.monitor import information, target_agreement
 from clipit.training.terms.soft_labels import make_soft_labels
 
 P = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [1 / 3, 1 / 3, 1 / 3]], dtype=np.float32)
@@ -33,7 +33,7 @@ def test_non_finite_probabilities_are_an_error() -> None:
 
 def test_agreement_and_information() -> None:
     logits = np.array([[5, 0, 0], [0, 5, 0], [0, 0, 5]], dtype=np.float32)
-    assert soft_label_agreement(logits, P) == pytest.approx(1 / 3)
+    assert target_agreement(logits, P) == pytest.approx(1 / 3)
     confident, uniform, constant = (
         np.eye(3, dtype=np.float32),
         np.full((3, 3), 1 / 3, dtype=np.float32),

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clipit.config.run import DistillationConfig, RunConfig
+from clipit.config.run import DistillationConfig
 from clipit.errors import DataError, ModelError, counted
 from clipit.models.student import Student
 from clipit.output_files.artifacts import fingerprint
@@ -222,11 +222,11 @@ class SecondDistillationTerm(DistillationTerm):
 
     def fingerprints(self, workspace: Workspace) -> dict[str, str]:
         """Return the fingerprint of the second VLM."""
-        return {"second VLM": second_workspace(self.config, workspace).vlm.fingerprint}
+        return {"second VLM": workspace.for_config(self.config.for_second_vlm()).vlm.fingerprint}
 
     def prepare(self, inputs: TermInputs) -> dict[str, Any]:
         """Look up targets in the second VLM's stores, and drop those of tiles without a target from the first VLM."""
-        workspace = second_workspace(self.config, inputs.workspace)
+        workspace = inputs.workspace.for_config(self.config.for_second_vlm())
         targets, facts = make_targets(self.config, workspace, inputs.tiles)
         first = inputs.term(DistillationTerm)
         self.targets = targets if first is None else Targets(targets.vectors, targets.valid & first.targets.valid)
@@ -243,8 +243,3 @@ class SecondDistillationTerm(DistillationTerm):
                 "a second VLM needs a second projector", where="second_vlm", fix="pass second_dim to build_student"
             )
         return self._distance(batch, batch.second_projection)
-
-
-def second_workspace(config: RunConfig, workspace: Workspace) -> Workspace:
-    """Return a workspace with the second VLM instead of the first."""
-    return workspace.for_config(config.model_copy(update={"vlm": config.second_vlm or config.vlm, "second_vlm": None}))

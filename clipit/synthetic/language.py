@@ -1,4 +1,4 @@
-"""Text drawn from latents: captions for the VLM, sentences of reports, and OCR noise."""
+"""Text drawn from latents: descriptions of tiles, sentences of reports, and OCR noise."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,8 +8,6 @@ from clipit.synthetic import vocabulary as words
 from clipit.synthetic.latents import ATTRIBUTES, CLASSES, Latents
 
 _CONFUSED = str.maketrans({"l": "1", "o": "0", "i": "l", "e": "c", "s": "5", "g": "q", "b": "h", "u": "v"})
-_CANONICAL = str.maketrans("il0c5qhv", "11oesgbu")
-"""Translation table from characters that OCR confuses (`_CONFUSED`) to one canonical character."""
 
 
 def choose(rng: np.random.Generator, options: Sequence[str]) -> str:
@@ -75,29 +73,6 @@ def _applies(attribute: str, tissue: int) -> bool:
     )
 
 
-def caption(
-    rng: np.random.Generator, latents: Latents, row: int, names: Mapping[str, tuple[str, ...]] = words.SHARED_NAMES
-) -> str:
-    """Draw a caption of a tile from the VLM's vocabulary, with class names from `names`.
-
-    15% of the captions are only boilerplate. The others name the class with probability 0.85 and each attribute with
-    probability 0.5, and end with boilerplate with probability 0.15. 1% of the characters that OCR
-    often confuses are misread.
-    """
-    filler = fill_numbers(rng, choose(rng, words.CAPTION_BOILERPLATE))
-    if rng.random() < 0.15:
-        return ocr_noise(rng, filler, 0.01)
-    name = choose(rng, names[CLASSES[latents.tissue[row]]]) if rng.random() < 0.85 else ""
-    more = describe(rng, latents, row, [words.SHARED_PHRASES], 0.5)
-    if not name and not more:
-        return ocr_noise(rng, filler, 0.01)
-    templates = words.CAPTION_MORE if not name else words.CAPTION_FULL if more else words.CAPTION_NAMED
-    text = choose(rng, templates).format(name=name, more=more)
-    if rng.random() < 0.15:
-        text = f"{text}. {filler}"
-    return ocr_noise(rng, text, 0.01)
-
-
 def sentence(rng: np.random.Generator, latents: Latents, row: int) -> str:
     """Draw a report sentence about a tissue, with names from both pools."""
     tissue = CLASSES[latents.tissue[row]]
@@ -131,19 +106,3 @@ def lay_out(*, clinical: str, gross: str, microscopic: str, diagnosis: str, comm
         ("COMMENT", comment),
     )
     return "\n\n".join(f"{heading}:\n{body}" for heading, body in sections)
-
-
-def named_class(text: str) -> int:
-    """Return the class named in a sentence of a synthetic report, as an index into `CLASSES`; -1 if there is none.
-
-    The first name wins, because attributes such as "a little extracellular mucin" follow the class; if two names start
-    at the same position, the longer one wins.
-    """
-    canonical = text.lower().translate(_CANONICAL)
-    matches = [
-        (canonical.find(name.lower().translate(_CANONICAL)), -len(name), k)
-        for k, label in enumerate(CLASSES)
-        for name in words.SHARED_NAMES[label] + words.HELD_OUT_NAMES[label]
-    ]
-    matches = [match for match in matches if match[0] >= 0]
-    return min(matches)[2] if matches else -1

@@ -1,19 +1,15 @@
-"""Synthetic tiles: patients, centres, latents, images and captions."""
+"""Synthetic tiles: patients, centres, latents and images."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from clipit.images.read_ahead import available_cores
-from clipit.synthetic import vocabulary as words
-from clipit.synthetic.language import caption, choose
 from clipit.synthetic.latents import HIGH, LOW, Latents, draw_latents, stream
 from clipit.synthetic.render import render
-from clipit.synthetic.status_words import MUTATED, STATUS_CAPTIONS, WILD_TYPE
 
 MPP = 1.0
 """Micrometres per pixel of every synthetic tile; a lymphocyte is about 6 px wide."""
@@ -32,18 +28,6 @@ def check_centres(centres: Sequence[int], shift_centres: Sequence[int]) -> None:
         raise ValueError("centres and shift_centres must not share a centre")
     if {*centres, *shift_centres} & set(VLM_CENTRES):
         raise ValueError(f"centres {VLM_CENTRES} were used to train the bundled VLM; use centres 6 and above")
-
-
-Wording = Literal["graded", "coarse", "status", "rare_status"]
-WORDINGS: dict[Wording, dict[str, tuple[str, ...]]] = {
-    "graded": words.SHARED_NAMES,
-    "coarse": words.COARSE_NAMES,
-    "status": words.SHARED_NAMES,
-    "rare_status": words.SHARED_NAMES,
-}
-"""Class names in captions, by wording; `coarse` has the same names for tumours of both grades."""
-STATUS_NAMED: dict[Wording, float] = {"status": 0.5, "rare_status": 0.05}
-"""Probability that the caption of a tumour tile names its molecular status, by wording; 0 for the others."""
 
 
 @dataclass(frozen=True)
@@ -85,23 +69,3 @@ def draw_splits(draw: Callable[[str], Draw], splits: Iterable[str]) -> dict[str,
 def tile_latents(seed: int, name: str, count: int) -> Latents:
     """Draw the latents that `draw_tiles` uses for this seed, name and count, without rendering images."""
     return draw_latents(stream(seed, name, "latents"), count)
-
-
-def draw_captions(
-    seed: int, name: str, latents: Latents, per_tile: int, wording: Wording = "graded"
-) -> list[tuple[str, ...]]:
-    """Draw `per_tile` captions per tile from the random stream for this seed and name.
-
-    `wording` selects the class names, and how often a caption of a tumour tile names its status (`STATUS_NAMED`).
-    """
-    rng, status_rng = stream(seed, name, "captions"), stream(seed, name, "status captions")
-    names, chance = WORDINGS[wording], STATUS_NAMED.get(wording, 0.0)
-    captions = [[caption(rng, latents, row, names) for _ in range(per_tile)] for row in range(len(latents))]
-    if chance and latents.status is not None:
-        for row in np.flatnonzero((latents.tissue == LOW) | (latents.tissue == HIGH)).tolist():
-            phrases = STATUS_CAPTIONS[MUTATED if latents.status[row] else WILD_TYPE]
-            captions[row] = [
-                f"{text}, {choose(status_rng, phrases)}" if status_rng.random() < chance else text
-                for text in captions[row]
-            ]
-    return [tuple(texts) for texts in captions]

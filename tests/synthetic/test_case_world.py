@@ -20,9 +20,10 @@ from clipit.synthetic.case_latents import EXTERNAL, Case, CaseWorldConfig, draw_
 from clipit.synthetic.case_reports import write_case_reports
 from clipit.synthetic.case_world import add_variants, ensure_case_world, write_case_world
 from clipit.synthetic.corpora import DIAGNOSES
-from clipit.synthetic.language import named_class
 from clipit.synthetic.latents import CLASSES, HIGH, LOW
-from clipit.synthetic.tile_draws import STATUS_NAMED, draw_captions, draw_tiles
+from clipit.synthetic.tile_draws import draw_tiles
+from tools.embedded.captions import STATUS_NAMED, draw_captions
+from tools.embedded.measure import named_class
 
 SMALL = CaseWorldConfig(seed=3, train=12, validation=4, test=6, shift=4, external=8, tiles_per_case=5)
 LARGE = CaseWorldConfig(seed=11, train=400, validation=20, test=20, shift=20, external=40)

@@ -14,9 +14,9 @@ from clipit.prompts.prompt_set import load_prompts
 from clipit.reports.readers import read_reports
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.corpora import DIAGNOSES, GRADES, CaseReport, draw_case_reports, draw_other_organ
-from clipit.synthetic.language import named_class
 from clipit.synthetic.latents import HIGH, LOW, NECROSIS, draw_latents, stream
 from clipit.synthetic.tile_world import CASES, GRADE_PROMPTS, WorldConfig, add_cases
+from tools.embedded.measure import named_class
 
 GRADE = re.compile(r"grade|differentiated|gland forming|solid carcinoma", re.IGNORECASE)
 PLEO = tuple(words.SHARED_PHRASES["pleo"][k] + words.HELD_OUT_PHRASES["pleo"][k] for k in range(3))

@@ -6,7 +6,8 @@ import re
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.corpora import draw_reports
 from clipit.synthetic.latents import CLASSES, HIGH, LOW, stream
-from clipit.synthetic.tile_draws import draw_captions, tile_latents
+from clipit.synthetic.tile_draws import tile_latents
+from tools.embedded.captions import draw_captions
 
 LATENTS = tile_latents(100, "vlm", 1000)
 CAPTIONS = "c768d956b814731cc2b4e3e8da55aef0def6f7f6b8a779a4bcf4af68b082a606"

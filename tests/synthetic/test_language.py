@@ -4,9 +4,11 @@ import re
 
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.corpora import draw_reports
-from clipit.synthetic.language import named_class, ocr_noise
+from clipit.synthetic.language import ocr_noise
 from clipit.synthetic.latents import CLASSES, draw_latents, stream
-from clipit.synthetic.tile_draws import draw_captions, draw_tiles
+from clipit.synthetic.tile_draws import draw_tiles
+from tools.embedded.captions import draw_captions
+from tools.embedded.measure import named_class
 
 HELD_OUT = [name for names in words.HELD_OUT_NAMES.values() for name in names] + [
     phrase for values in words.HELD_OUT_PHRASES.values() for phrases in values for phrase in phrases

@@ -23,12 +23,13 @@ from clipit.prompts.prompt_set import load_prompts
 from clipit.synthetic.case_latents import CaseWorldConfig
 from clipit.synthetic.case_world import write_case_world
 from clipit.synthetic.corpora import GRADES
-from clipit.synthetic.tile_draws import Wording, tile_latents
+from clipit.synthetic.tile_draws import tile_latents
 from clipit.synthetic.tile_world import ALL_NAMES, CASES, GRADE_CLASSES, GRADE_PROMPTS, WorldConfig, write_world
 from clipit.synthetic.vocabulary import ORGANS
 from clipit.vectors import centred
 from clipit.versions import versions
 from clipit.workspace.workspace import Workspace
+from tools.embedded.captions import Wording
 from tools.embedded.measure import check_embedded
 from tools.embedded.measure_status import check_status
 from tools.embedded.train_backbone import BackboneRecipe, train_backbone

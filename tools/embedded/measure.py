@@ -15,13 +15,15 @@ from clipit.models.vlm import VLM, load_vlm
 from clipit.prompts.prompt_set import load_prompt_bag, load_prompts
 from clipit.reports.build import build_snippets
 from clipit.reports.readers import read_reports
-from clipit.synthetic.language import named_class
+from clipit.synthetic import vocabulary as words
 from clipit.synthetic.latents import CLASSES
 from clipit.tiles.load_tiles import load_tiles
 from clipit.tiles.tileset import TileSet
 from clipit.vectors import centred, unit
 
 Vectors = Float[np.ndarray, "n d"]
+_CANONICAL = str.maketrans("il0c5qhv", "11oesgbu")
+"""Translation table from characters that OCR confuses to one canonical character."""
 
 
 def check_embedded(vlm_folder: Path, backbone_folder: Path, world: Path, seeds: int = 5) -> dict[str, Any]:
@@ -121,6 +123,22 @@ def _probe(features: dict[str, Vectors], parts: dict[str, TileSet], world: Path,
 
 def _accuracy(scores: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"]) -> float:
     return float((scores.argmax(1) == truth).mean())
+
+
+def named_class(text: str) -> int:
+    """Return the class named in a sentence of a synthetic report, as an index into `CLASSES`; -1 if there is none.
+
+    The first name wins, because attributes such as "a little extracellular mucin" follow the class; if two names start
+    at the same position, the longer one wins.
+    """
+    canonical = text.lower().translate(_CANONICAL)
+    matches = [
+        (canonical.find(name.lower().translate(_CANONICAL)), -len(name), k)
+        for k, label in enumerate(CLASSES)
+        for name in words.SHARED_NAMES[label] + words.HELD_OUT_NAMES[label]
+    ]
+    matches = [match for match in matches if match[0] >= 0]
+    return min(matches)[2] if matches else -1
 
 
 def text_vectors(vlm: VLM, texts: list[str]) -> Vectors:

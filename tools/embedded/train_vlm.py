@@ -16,8 +16,9 @@ from clipit.config.run import AugmentationConfig
 from clipit.output_files.artifacts import write_json
 from clipit.progress import progress
 from clipit.synthetic.latents import stream
-from clipit.synthetic.tile_draws import MPP, STATUS_NAMED, VLM_CENTRES, Wording, draw_captions, draw_tiles
+from clipit.synthetic.tile_draws import MPP, VLM_CENTRES, draw_tiles
 from clipit.tiles.augment import augment, tile_keys
+from tools.embedded.captions import STATUS_NAMED, Wording, draw_captions
 
 CONTEXT = 48
 """Context length of the text tower in tokens, including the two special ones."""

@@ -50,6 +50,7 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
             because every validation tile is predicted correctly).
     """
     from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
 
     known = labels >= 0
     labels, logits = labels[known], _to_logits(probabilities[known])
@@ -62,9 +63,7 @@ def fit_temperature(labels: Int64[np.ndarray, " n"], probabilities: Float[np.nda
 
     def loss(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
-        largest = scaled.max(axis=1)
-        log_totals = largest + np.log(np.exp(scaled - largest[:, None]).sum(axis=1))
-        return float((log_totals - scaled[np.arange(len(labels)), labels]).mean())
+        return float((logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels]).mean())
 
     low, high = np.log(_RANGE)
     best = float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)

@@ -167,7 +167,7 @@ def t_interval(values: Sequence[float | int]) -> Interval:
         return Interval(None, None, "only one seed" if len(array) else "no seed")
     if not standard_deviation(array):
         return Interval(None, None, NO_SPREAD)
-    from scipy.special import stdtrit
+    from scipy.special import stdtrit  # the same quantile as in scipy.stats, which takes long to import
 
     half = float(stdtrit(len(array) - 1, (1 + LEVEL) / 2)) * float(array.std(ddof=1)) / len(array) ** 0.5
     return Interval(_without_rounding(float(array.mean()) - half), _without_rounding(float(array.mean()) + half))

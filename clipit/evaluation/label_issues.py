@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 from clipit.errors import DataError, ModelError, counted
 from clipit.evaluation.features import Features
 from clipit.evaluation.intervals import Estimate, estimate, group_numbers
-from clipit.evaluation.metrics import divide
+from clipit.evaluation.metrics import auroc, divide
 from clipit.evaluation.probes import linear_probe
 
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -166,20 +166,14 @@ def score_ranking(
         quality: Quality of the given label; it should be lower for wrong labels.
         groups: Group of each tile; "" where unknown.
     """
-    from sklearn.metrics import roc_auc_score
-
     def scores(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
         total, both = weights.sum(axis=0), (weights * (wrong & flagged)[:, None]).sum(axis=0)
         errors, flags = (weights * wrong[:, None]).sum(axis=0), (weights * flagged[:, None]).sum(axis=0)
-        areas = [
-            roc_auc_score(wrong, -quality, sample_weight=weight) if 0 < error < all_tiles else np.nan
-            for weight, error, all_tiles in zip(weights.T, errors, total, strict=True)
-        ]
         return {
             "share of wrong labels": errors / total,
             "precision of the flagged labels": divide(both, flags),
             "recall of the wrong labels": divide(both, errors),
-            "AUROC of the ranking": np.asarray(areas, dtype=np.float64),
+            "AUROC of the ranking": auroc(wrong.astype(np.int64), np.stack([quality, -quality], axis=1), weights),
         }
 
     return estimate(scores, groups, resamples, seed)

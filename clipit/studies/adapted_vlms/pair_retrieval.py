@@ -14,6 +14,8 @@ from clipit.evaluation.neighbours import nearest_neighbours
 from clipit.output_files.artifacts import fingerprint
 from clipit.output_files.whole_files import text_array, write_array
 from clipit.studies.adapted_vlms.measure import query_scores
+from clipit.tiles.batched import map_batches
+from clipit.vectors import unit
 from clipit.vlm_training.bag_batches import BagExamples, Members
 from clipit.workspace.workspace import Workspace
 
@@ -126,15 +128,11 @@ def _embed(
     }
 
     def make(folder: Path) -> dict[str, Any]:
+        batch_size = workspace.config.vlm.batch_size
+        images = map_batches(examples.source, tiles, lambda pixels: vlm.encode_images(pixels).cpu().numpy(), batch_size)
         if not get_processes().main:
             return {}
-        size = workspace.config.vlm.batch_size
-        batches = [tiles[start : start + size] for start in range(0, len(tiles), size)]
-        images = [
-            vlm.encode_images(pixels).cpu().numpy() for _, pixels in examples.source.on_device(batches, vlm.device)
-        ]
-        vectors = np.concatenate(images).astype(np.float32)
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        vectors = unit(np.concatenate(images).astype(np.float32))
         for name, array in (("images", vectors), ("texts", workspace.encode(sentences))):
             write_array(folder / f"{name}.npy", array)
         return {"images": len(tiles), "texts": len(sentences)}

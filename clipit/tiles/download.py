@@ -14,8 +14,8 @@ from clipit.tiles.datasets import DATASETS, DataSet, Remote
 logger = logging.getLogger(__name__)
 
 
-def terms(name: str) -> str:
-    """Format the terms to show before a download: title, licence, page, citation and known issues."""
+def licence_notice(name: str) -> str:
+    """Format the notice shown before a download: title, licence, page, citation and known issues."""
     data_set = DATASETS[name]
     lines = [
         data_set.title,
@@ -34,7 +34,7 @@ def download(name: str, folder: Path, *, accept: Callable[[], bool]) -> Path:
     Args:
         name: Key of `DATASETS`.
         folder: Output folder, created if needed.
-        accept: Function that returns whether the user accepts the licence, called after the terms are logged.
+        accept: Function that returns whether the user accepts the licence, called after the licence notice is logged.
 
     Returns:
         Folder to use as `tiles.path`.
@@ -44,7 +44,7 @@ def download(name: str, folder: Path, *, accept: Callable[[], bool]) -> Path:
         ArtifactError: The disk is full or not writable.
     """
     data_set = DATASETS[name]
-    logger.info(terms(name))
+    logger.info(licence_notice(name))
     if not data_set.files:
         raise DataError(
             f"{data_set.title} has no public download with a checksum",

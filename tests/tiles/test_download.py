@@ -15,7 +15,7 @@ from logged_lines import capture_log
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.tiles.datasets import DATASETS, Remote
-from clipit.tiles.download import download, terms
+from clipit.tiles.download import download, licence_notice
 from clipit.tiles.load_tiles import read_tiles
 
 from .servers import State, serve
@@ -84,8 +84,8 @@ def test_sets_without_a_download_name_their_page(name: str, tmp_path: Path) -> N
     assert DATASETS[name].page in log_lines[0] and DATASETS[name].licence in log_lines[0]
 
 
-def test_terms_name_known_problems_and_the_data_card() -> None:
-    assert "augmented copies" in terms("lc25000") and "data_cards/lc25000.md" in terms("lc25000")
+def test_the_licence_notice_names_known_problems_and_the_data_card() -> None:
+    assert "augmented copies" in licence_notice("lc25000") and "data_cards/lc25000.md" in licence_notice("lc25000")
 
 
 def test_the_script_asks_for_the_licence_and_treats_no_answer_as_refusal(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from clipit.config.data import TilesConfig
 from clipit.config.paths import LocalPath
-from clipit.config.section import Section, check_once, check_seeds
+from clipit.config.section import Distinct, Section, Seeds, check_once
 
 
 class ComparisonConfig(Section):
@@ -17,20 +17,20 @@ class ComparisonConfig(Section):
     and `clipit robustness` read only its shifted test sets.
     """
 
-    arms: tuple[str, ...] = ("image_only", "clip_it_all", "shuffled_pairs", "image_embedding")
+    arms: Distinct[str] = ("image_only", "clip_it_all", "shuffled_pairs", "image_embedding")
     """Arms to compare, in table order."""
     baseline: str = "image_only"
     """Arm with which the other arms are compared."""
-    controls: tuple[str, ...] = ()
+    controls: Distinct[str] = ()
     """Arms that serve as additional baselines, each in a separate table. The control `image_embedding` tests whether a
     gain is due to the text."""
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     """Seeds whose results are reported; a seed determines the labelled tiles, the initialisation and the batches."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "accuracy"
     """Metric reported in the tables."""
     shifted: dict[str, TilesConfig] = Field(default_factory=dict)
     """Additional test sets by name, such as other centres; only their test split is used."""
-    backbones: tuple[str, ...] = ()
+    backbones: Distinct[str] = ()
     """Names of the backbones with which every arm is run; empty: only `backbone`."""
     data_sets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Data sets or settings with which every arm is run: name -> dotted keys that differ from this file, such as
@@ -38,22 +38,22 @@ class ComparisonConfig(Section):
     equal_steps: bool = True
     """If the arms differ in their number of training steps, run those with fewer steps again with the largest
     number."""
-    analyses: tuple[Literal["complementarity", "pairing", "classes", "embeddings"], ...] = (
+    analyses: Distinct[Literal["complementarity", "pairing", "classes", "embeddings"]] = (
         "complementarity",
         "pairing",
         "classes",
         "embeddings",
     )
     """Analyses of the finished runs of each data set and backbone."""
-    learning_rates: tuple[float, ...] = Field((5e-4, 1e-3, 2e-3), min_length=1)
+    learning_rates: Distinct[float] = Field((5e-4, 1e-3, 2e-3), min_length=1)
     """Learning rates in the search grid of `clipit tune`; the grid is the same for every arm."""
-    steps: tuple[int, ...] = Field((150, 300), min_length=1)
+    steps: Distinct[int] = Field((150, 300), min_length=1)
     """Numbers of training steps in the search grid."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Additional axes of the search grid: dotted key -> values, such as `distillation.weight: [1, 4, 16]`. If an
     arm does not use a loss term, the keys of that term are left out of its grid, and intermediate learning rates are
     added instead, which requires at least two `learning_rates`."""
-    tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1)
+    tuning_seeds: Seeds = (100, 101)
     """Seeds for the search; they must not be among the reported `seeds`."""
     pairing_page: int = Field(1000, ge=0)
     """Number of training tiles on the pairing page, with the predictions of the first arm that uses reports; 0: no
@@ -91,18 +91,6 @@ class ComparisonConfig(Section):
         if isinstance(sets, Mapping) and any(not isinstance(keys, Mapping | TilesConfig) for keys in sets.values()):
             raise ValueError("name each shifted set: {name: {source: ..., path: ...}}")
         return sets
-
-    @field_validator("arms", "controls", "backbones", "analyses", "learning_rates", "steps")
-    @classmethod
-    def _check_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        check_once(values)
-        return values
-
-    @field_validator("seeds", "tuning_seeds")
-    @classmethod
-    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        check_seeds(seeds)
-        return seeds
 
     @model_validator(mode="after")
     def _check_combination(self) -> "ComparisonConfig":

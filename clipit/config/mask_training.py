@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from clipit.config.effects import Evaluation
 from clipit.config.mil import MilTrainingConfig
-from clipit.config.section import MicrometresPerPixel, Section, Seeds, check_once
+from clipit.config.section import Distinct, MicrometresPerPixel, Section, Seeds
 
 
 class TokenHeadConfig(Section):
@@ -74,7 +74,7 @@ class MaskTrainingConfig(Section):
 
     tokens: Literal["vlm", "backbone"] = "backbone"
     """Model whose tokens are used to train the head and to derive pseudo-labels."""
-    masks: tuple[int | None, ...] = Field((1, 2, 5, 10, None), min_length=1)
+    masks: Distinct[int | None] = Field((1, 2, 5, 10, None), min_length=1)
     """Numbers of training masks, drawn at random from as many patients as possible; null: all. A larger draw contains
     the smaller ones."""
     seeds: Seeds = (0,)
@@ -86,7 +86,6 @@ class MaskTrainingConfig(Section):
     @field_validator("masks")
     @classmethod
     def _check_masks(cls, counts: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        check_once(counts)
         if any(count is not None and count < 1 for count in counts):
             raise ValueError("each number must be at least 1, or null for all masks")
         return counts

@@ -2,10 +2,10 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from clipit.config.paths import LocalPath
-from clipit.config.section import MAX_SEED, Section, Seeds, check_once
+from clipit.config.section import MAX_SEED, Distinct, Section, Seeds
 
 MilPooling = Literal["attention", "mean", "max"]
 
@@ -81,7 +81,7 @@ class MilConfig(Section):
     for each seed. Null: all labels are kept."""
     training: MilTrainingConfig = MilTrainingConfig()
     targets: MilTargetsConfig = MilTargetsConfig()
-    arms: tuple[str, ...] = ("attention", "mean", "max", "zero_shot", "shuffled_labels")
+    arms: Distinct[str] = ("attention", "mean", "max", "zero_shot", "shuffled_labels")
     """Arms of the study, in table order; `zero_shot` needs `prompts` and features from the VLM. Additional arms learn
     from reports (`report_labels`, `report_embedding`, or both: `report`) and need the `reports` section; their
     controls are `predicted_labels`, `image_embedding`, `shuffled_report_labels` and `shuffled_report_embedding`."""
@@ -102,12 +102,6 @@ class MilConfig(Section):
     """Mapping from each class to its value in the masks; pixels with the value 255 are ignored, and those with other
     values do not belong to the class. Masks without a pixel of the slide's class are listed; it is an error if
     this applies to all masks of a class."""
-
-    @field_validator("arms")
-    @classmethod
-    def _check_arms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        check_once(names)
-        return names
 
     @model_validator(mode="after")
     def _check_combination(self) -> "MilConfig":

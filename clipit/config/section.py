@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from types import NoneType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
@@ -12,6 +12,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 MIN_MPP, MAX_MPP = 0.01, 100  # minimum and maximum accepted micrometres per pixel
 MicrometresPerPixel = Annotated[float, Field(ge=MIN_MPP, le=MAX_MPP)]
 MAX_SEED = 2**32 - 1  # largest seed that NumPy accepts
+Entry = TypeVar("Entry")
+Entries = TypeVar("Entries", bound=tuple[Any, ...])
 
 
 class Section(BaseModel):
@@ -41,8 +43,8 @@ class Section(BaseModel):
         return frozenset()
 
 
-def check_once(values: tuple[Any, ...]) -> None:
-    """Reject a list with repeated entries.
+def check_once(values: Entries) -> Entries:
+    """Reject a list with repeated entries; return any other list unchanged.
 
     Raises:
         ValueError: Entries are repeated; the message lists them.
@@ -50,6 +52,7 @@ def check_once(values: tuple[Any, ...]) -> None:
     repeated = sorted({str(value) for value in values if values.count(value) > 1})
     if repeated:
         raise ValueError(f"repeated entries: {', '.join(repeated)}; list each entry once")
+    return values
 
 
 def check_one_line(names: Iterable[str]) -> None:
@@ -75,4 +78,5 @@ def check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
+Distinct = Annotated[tuple[Entry, ...], AfterValidator(check_once)]
 Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(check_seeds)]

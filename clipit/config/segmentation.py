@@ -1,12 +1,12 @@
 """Configuration of the segmentation of tiles with masks."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from clipit.config.mask_training import MaskTrainingConfig
 from clipit.config.paths import LocalPath
-from clipit.config.section import Section, check_once, check_one_line
+from clipit.config.section import Distinct, Section, check_once, check_one_line
 
 SegmentationMethod = Literal[
     "vlm_windows", "student_windows", "classifier_windows", "vlm_tokens", "student_tokens", "token_head",
@@ -18,7 +18,7 @@ SegmentationMethod = Literal[
 class WindowsConfig(Section):
     """Windows that are classified one by one and averaged where they overlap."""
 
-    scales: tuple[float, ...] = Field((0.5, 1.0, 2.0), min_length=1)
+    scales: Distinct[float] = Field((0.5, 1.0, 2.0), min_length=1)
     """Edge lengths of the windows as multiples of the model's training field of view. Either the best single scale or
     the mean over all scales is selected on the validation masks; without validation masks, the mean is used."""
     overlap: float = Field(0.5, ge=0, lt=1)
@@ -29,7 +29,6 @@ class WindowsConfig(Section):
     @field_validator("scales")
     @classmethod
     def _check_scales(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
-        check_once(scales)
         if any(scale <= 0 for scale in scales):
             raise ValueError("use scales above 0")
         return scales
@@ -45,11 +44,11 @@ class SegmentationConfig(Section):
     classes: dict[str, int | tuple[int, ...]] = Field(default_factory=dict)
     """Mask values of each class, such as `{stroma: 0, gland: [1, 2]}`. In GeoJSON masks, each polygon is named after
     its class, and the rest of the tile belongs to the class with the value 0."""
-    ignore: tuple[int, ...] = (255,)
+    ignore: Distinct[int] = (255,)
     """Mask values of pixels that are used neither for training nor for scores."""
-    foreground: tuple[str, ...] = ()
+    foreground: Distinct[str] = ()
     """Classes whose mean score is the headline score; empty: all except the class with the value 0."""
-    methods: tuple[SegmentationMethod, ...] = ()
+    methods: Distinct[SegmentationMethod] = ()
     """Methods to compare; empty: all methods that need no training masks and whose inputs are configured."""
     prompts: LocalPath[str | None] = None
     """Prompt set for the methods that use text: a file or the name of a packaged set; null: `prompts` of the run."""
@@ -66,7 +65,7 @@ class SegmentationConfig(Section):
     haematoxylin: str | None = None
     """Class that a floor predicts where the haematoxylin channel exceeds Otsu's threshold; null: the foreground class
     if there are two classes, otherwise this floor is omitted."""
-    ceilings: tuple[float, ...] = (20.0, 40.0, 80.0, 140.0)
+    ceilings: Distinct[float] = (20.0, 40.0, 80.0, 140.0)
     """Tile edge lengths in micrometres for the ceilings: the best possible scores with one class per tile (with more
     than two classes, the majority class of each tile)."""
     shown: int = Field(1, ge=0)
@@ -85,12 +84,6 @@ class SegmentationConfig(Section):
         if len(classes) == 1:
             raise ValueError("name at least two classes, including the background")
         return classes
-
-    @field_validator("methods", "ceilings", "ignore", "foreground")
-    @classmethod
-    def _check_lists(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        check_once(values)
-        return values
 
     @field_validator("ceilings")
     @classmethod

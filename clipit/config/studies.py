@@ -1,11 +1,11 @@
 """Configuration of the studies of finished runs and frozen models."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from clipit.config.paths import LocalPath
-from clipit.config.section import MAX_SEED, Section, Seeds, check_once
+from clipit.config.section import MAX_SEED, Distinct, Section, Seeds, check_once
 
 
 class ProbingConfig(Section):
@@ -14,7 +14,7 @@ class ProbingConfig(Section):
     Used by `clipit probe` and `clipit adapt`, not by a run.
     """
 
-    probes: tuple[Literal["linear", "adamw", "knn", "simple_shot"], ...] = ("linear", "knn", "simple_shot")
+    probes: Distinct[Literal["linear", "adamw", "knn", "simple_shot"]] = ("linear", "knn", "simple_shot")
     """Classifiers fitted on the features; `adamw` follows eva's protocol and takes minutes per model if there are many
     tiles."""
     neighbours: int = Field(20, ge=1)
@@ -24,17 +24,17 @@ class ProbingConfig(Section):
     validation split."""
     metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "balanced_accuracy"
     """Metric of the few-shot and label-efficiency tables."""
-    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
+    shots: Distinct[int] = (1, 2, 4, 8, 16)
     """Numbers of labelled training tiles per class in the few-shot episodes (SimpleShot)."""
     episodes: int = Field(1000, ge=1)
     """Number of few-shot episodes for each number of shots."""
-    shares: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    shares: Distinct[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
     """Fractions of the training labels on the label-efficiency curve; empty: no curve."""
     seeds: Seeds = (0, 1, 2, 3, 4)
     """Seeds for drawing the labels on the label-efficiency curve."""
-    at: tuple[int, ...] = (1, 5, 10, 50)
+    at: Distinct[int] = (1, 5, 10, 50)
     """Values of k for recall@k and precision@k."""
-    votes_at: tuple[int, ...] = (1, 3, 5)
+    votes_at: Distinct[int] = (1, 3, 5)
     """Values of k for the majority vote of the k nearest images."""
     centred: bool = False
     """Also score zero-shot classification with centred embeddings (see `pairing.centring`), which need embedded
@@ -43,12 +43,6 @@ class ProbingConfig(Section):
     """Exclude tiles of the query's own group (patient or slide) from its results."""
     captions: LocalPath[str | None] = None
     """CSV file with the columns tile_id and text: captions of test tiles, for recall@k between texts and images."""
-
-    @field_validator("probes", "shots", "shares", "at", "votes_at")
-    @classmethod
-    def _check_once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        check_once(values)
-        return values
 
     @field_validator("shots", "at", "votes_at")
     @classmethod
@@ -104,19 +98,13 @@ class RobustnessConfig(Section):
     """Seed for the stain jitter, which also depends on the tile's id."""
     vlm: bool = True
     """Also evaluate zero-shot classification with the VLM (needs `prompts`)."""
-    adaptation: tuple[Literal["statistics", "transductive"], ...] = ("statistics", "transductive")
+    adaptation: Distinct[Literal["statistics", "transductive"]] = ("statistics", "transductive")
     """Methods of test-time adaptation. `statistics`: adaptation to the feature statistics of the target tiles.
     `transductive`: transductive inference with a text prior."""
     batches: int = Field(1, ge=0)
     """Number of times that the adaptation guard is tested on batches with shifted class proportions. Each time, six
     batches are drawn from each set, with up to 30, 100 and 200 tiles and proportions from two Dirichlet
     distributions."""
-
-    @field_validator("adaptation")
-    @classmethod
-    def _check_once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        check_once(values)
-        return values
 
     @field_validator("perturbations")
     @classmethod
@@ -138,7 +126,7 @@ class PromptStudyConfig(Section):
     Used by `clipit prompts study`, not by a run.
     """
 
-    modes: tuple[Literal["single", "ensemble", "sampled", "screened"], ...] = (
+    modes: Distinct[Literal["single", "ensemble", "sampled", "screened"]] = (
         "single",
         "ensemble",
         "sampled",
@@ -163,25 +151,19 @@ class PromptStudyConfig(Section):
     """Maximum number of training tiles that the mode `screened` uses, without their labels."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed for drawing the sampled classifiers and the screening tiles."""
-    templates: tuple[str, ...] = (
+    templates: Distinct[str] = (
         "a {stain} {organ} photomicrograph showing {} {magnification}.",
         "a {stain} {organ} image of {} {magnification}.",
         "a {stain} {organ} histopathological photograph of {} {magnification}.",
         "presence of {} in {stain} {organ} tissue {magnification}.",
     )
     """Templates of the sensitivity grid, each with {}, {organ}, {magnification} and {stain} once."""
-    organs: tuple[str, ...] = ("",)
+    organs: Distinct[str] = ("",)
     """Organ words of the grid, such as colorectal; an empty string omits the word."""
-    magnifications: tuple[str, ...] = ("", "at 10x", "at 40x")
+    magnifications: Distinct[str] = ("", "at 10x", "at 40x")
     """Magnification words of the grid."""
-    stains: tuple[str, ...] = ("", "H&E stained")
+    stains: Distinct[str] = ("", "H&E stained")
     """Stain words of the grid."""
-
-    @field_validator("modes", "templates", "organs", "magnifications", "stains")
-    @classmethod
-    def _check_once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        check_once(values)
-        return values
 
 
 class LabelIssuesConfig(Section):
@@ -192,7 +174,7 @@ class LabelIssuesConfig(Section):
 
     features: Literal["vlm", "backbone"] = "vlm"
     """Frozen model whose features the probe uses: the VLM's image tower, or the backbone before training."""
-    splits: tuple[Literal["train", "validation", "test"], ...] = Field(("train", "validation"), min_length=1)
+    splits: Distinct[Literal["train", "validation", "test"]] = Field(("train", "validation"), min_length=1)
     """Splits whose labels are checked together. Test labels that are corrected with the help of a model's predictions
     favour that model."""
     folds: int = Field(5, ge=3)
@@ -206,9 +188,3 @@ class LabelIssuesConfig(Section):
     ranking."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed for drawing the folds."""
-
-    @field_validator("splits")
-    @classmethod
-    def _check_splits(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
-        check_once(splits)
-        return splits

@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from clipit.config.effects import AddedLater, Data, Evaluation, Recipe, Reporting, Speed
 from clipit.config.paths import LocalPath
 from clipit.config.run import LoraConfig
-from clipit.config.section import MAX_SEED, Section, Seeds, check_once
+from clipit.config.section import MAX_SEED, Distinct, Section, Seeds
 from clipit.config.training import AugmentationConfig
 
 AdaptArm = Literal["text", "shuffled_text", "images"]
@@ -84,7 +84,7 @@ class AdaptConfig(Section):
     cases: CasesConfig = CasesConfig()
     tuning: Literal["lora", "full", "projection"] = "lora"
     """Weights that are trained: low-rank adapters, all, or only the projections into the joint space."""
-    towers: tuple[Literal["image", "text"], ...] = Field(("image", "text"), min_length=1)
+    towers: Distinct[Literal["image", "text"]] = Field(("image", "text"), min_length=1)
     """Towers that are trained; the other tower keeps its weights."""
     lora: LoraConfig = LoraConfig()
     steps: int = Field(500, ge=1)
@@ -116,7 +116,7 @@ class AdaptConfig(Section):
     """Steps between two rows of metrics.jsonl."""
     checkpoint_every: Reporting[int] = Field(100, ge=1)
     """Steps between checkpoints."""
-    arms: Recipe[tuple[AdaptArm, ...]] = Field(("text", "shuffled_text", "images"), min_length=1)
+    arms: Recipe[Distinct[AdaptArm]] = Field(("text", "shuffled_text", "images"), min_length=1)
     """Arms of the study. `text`: as configured. Controls: with `shuffled_text`, each bag gets the texts of another
     patient (without groups: of another image); with `images`, each image is contrasted with a second view of itself or
     with a different tile of its bag, and no text is used."""
@@ -135,12 +135,6 @@ class AdaptConfig(Section):
     def needs_reports(self) -> bool:
         """Whether the examples contain text from reports, as cases and bags with snippets do."""
         return self.data == "cases" or (self.data == "bags" and self.bags.snippets > 0)
-
-    @field_validator("towers", "arms")
-    @classmethod
-    def _check_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        check_once(names)
-        return names
 
     @model_validator(mode="after")
     def _check_combination(self) -> "AdaptConfig":

@@ -166,6 +166,7 @@ def score_ranking(
         quality: Quality of the given label; it should be lower for wrong labels.
         groups: Group of each tile; "" where unknown.
     """
+
     def scores(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
         total, both = weights.sum(axis=0), (weights * (wrong & flagged)[:, None]).sum(axis=0)
         errors, flags = (weights * wrong[:, None]).sum(axis=0), (weights * flagged[:, None]).sum(axis=0)

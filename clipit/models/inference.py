@@ -278,7 +278,7 @@ class Classifier:
         if not all(isinstance(text, str) and text.strip() for text in texts):
             fix = "correct or remove it; pass a prompt file by its path"
             raise DataError("a text is empty or not a string", where=f"prompts[{name!r}]", fix=fix)
-        return self._text_vlm().encode_prompts(texts).cpu()
+        return torch.from_numpy(self._text_vlm().encode_prompts(texts))
 
     def _vlm_config(self, trained_with: str) -> VLMConfig:
         """Return the configuration of the caller's VLM, or else of the VLM used in training.

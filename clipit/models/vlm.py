@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from clipit.config.run import VLMConfig
 from clipit.errors import DataError, ModelError, counted, counted_of, shortlist
@@ -113,10 +114,11 @@ class VLM:
                 " in total"
             )
 
-    def encode_prompts(self, texts: Sequence[str]) -> Float[torch.Tensor, "b d"]:
-        """Encode prompts as un-normalised float32 embeddings; long texts are truncated with a warning."""
+    def encode_prompts(self, texts: Sequence[str]) -> Float32[np.ndarray, "b d"]:
+        """Encode prompts as un-normalised embeddings; long texts are truncated with a warning."""
         self.warn_truncated(texts)
-        return self.encode_texts(texts, truncate=True)
+        vectors: Float32[np.ndarray, "b d"] = self.encode_texts(texts, truncate=True).cpu().numpy()
+        return vectors
 
     def dim(self, space: Space) -> int:
         """Return the dimension of an image embedding in this space.

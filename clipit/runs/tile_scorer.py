@@ -146,11 +146,7 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = 
         prompts: Prompt set; the embeddings of each class's prompts are averaged.
         draws: Prompt sets sampled from a published file; each set is also scored separately.
     """
-
-    def encode(texts: Sequence[str]) -> np.ndarray:
-        return vlm.encode_prompts(list(texts)).float().cpu().numpy()
-
-    texts = embed_prompt_set(prompts, encode)
+    texts = embed_prompt_set(prompts, vlm.encode_prompts)
     vectors = torch.from_numpy(class_means(texts)).to(vlm.device)
     neighbours = TextNeighbours(
         texts.texts, [texts.classes[code] for code in texts.class_of.tolist()], texts.vectors.__getitem__
@@ -169,7 +165,7 @@ def vlm_scorer(vlm: "VLM", prompts: "PromptSet", draws: Sequence["PromptSet"] = 
     }
     if draws:
         facts["prompt_draws"] = f"{len(draws)} ({fingerprint([each.hash for each in draws])})"
-    sampled = [prompt_embeddings(each, encode, classes=texts.classes) for each in draws]
+    sampled = [prompt_embeddings(each, vlm.encode_prompts, classes=texts.classes) for each in draws]
     return TileScorer(
         tuple(prompts.classes), "vlm", f"VLM {vlm.name}, zero-shot with {prompts.name}", cosines, vlm.preprocess,
         vlm.device, vlm.expected_mpp, None, vlm.logit_scale, facts, neighbours, vlm.fingerprint,

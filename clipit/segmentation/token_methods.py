@@ -171,11 +171,7 @@ def vlm_prompt_tokens(inputs: MethodInputs) -> list[Segmenter]:
         ModelError: The VLM provides no patch tokens.
     """
     vlm, prompts = inputs.vlm, load_prompts(str(prompts_name(inputs)))
-
-    def encode(texts: Sequence[str]) -> np.ndarray:
-        return vlm.encode_prompts(list(texts)).float().cpu().numpy()
-
-    vectors = class_means(embed_prompt_set(prompts, encode))
+    vectors = class_means(embed_prompt_set(prompts, vlm.encode_prompts))
     facts = {"prompts": prompts.name, "prompts_hash": prompts.hash, "vlm": vlm.name, "vlm_fingerprint": vlm.fingerprint}
     return [
         _zero_shot(

@@ -141,6 +141,16 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1)))
 
 
+def clip_gradients(
+    parameters: Iterable[nn.Parameter],
+    max_norm: float,
+    clip: Callable[[list[nn.Parameter], float], Tensor | None] = nn.utils.clip_grad_norm_,
+) -> float:
+    """Clip the gradient to `max_norm` (0 for no limit) with `clip`, and return its norm before clipping."""
+    norm = clip(list(parameters), max_norm if max_norm > 0 else math.inf)
+    return math.nan if norm is None else float(norm)
+
+
 def make_optimizer(trained: Iterable[nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """Create AdamW (arXiv 1711.05101) without weight decay on biases, norms and scales."""
     weights = list(trained)

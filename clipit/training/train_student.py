@@ -1,7 +1,6 @@
 """Train a student: batches, losses and validation for the training loop."""
 
 import logging
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from clipit.models.trunks import cpu_parts
 from clipit.tiles.batched import map_batches
 from clipit.tiles.pixel_source import PixelSource
 from clipit.training.checkpoints import best_file, load_checkpoint, load_weights
-from clipit.training.loop import Schedule, StepParts, make_optimizer, run_steps
+from clipit.training.loop import Schedule, StepParts, clip_gradients, make_optimizer, run_steps
 from clipit.training.monitor import Monitor
 from clipit.training.step import Clock, TrainingData, local_batches, one_step
 from clipit.training.terms.term import Normalise
@@ -134,7 +133,7 @@ def train_student(
         optimizer=wrapped,
         saved_optimizer=wrapped.optimizer,
         compute=compute,
-        clip=lambda: _clip_gradients(accelerator, student, t.clip_norm),
+        clip=lambda: clip_gradients(trained, t.clip_norm, accelerator.clip_grad_norm_),
         after_update=after_update,
         validate=None if validation.monitor is None else partial(validate, validation.monitor),
         facts=lambda: {"tiles_per_second": round(clock.speed(), 2), "data_wait": round(clock.data_wait(), 4)},
@@ -195,9 +194,3 @@ def _report_warm_up(loss: Float[Tensor, ""], clock: Clock, processes: Processes)
     if processes.main:
         logger.info(f"note: the first step took {seconds:.0f} s, because it compiled the backbone (training.compile)")
     return seconds
-
-
-def _clip_gradients(accelerator: "Accelerator", student: Student, largest_norm: float) -> float:
-    trained = [p for p in student.parameters() if p.requires_grad]
-    norm = accelerator.clip_grad_norm_(trained, largest_norm if largest_norm > 0 else math.inf)
-    return float(norm) if norm is not None else math.nan

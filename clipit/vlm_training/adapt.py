@@ -40,7 +40,7 @@ from clipit.runs.tracking import finish_trackers, start_trackers
 from clipit.tiles.tileset import TileSet
 from clipit.training.auto_precision import resolve_precision
 from clipit.training.checkpoints import Progress, best_file, load_checkpoint, load_weights
-from clipit.training.loop import Schedule, StepParts, make_optimizer, run_steps
+from clipit.training.loop import Schedule, StepParts, clip_gradients, make_optimizer, run_steps
 from clipit.training.step import Clock
 from clipit.vlm_training.bag_batches import BagExamples
 from clipit.vlm_training.bag_examples import report_patients
@@ -305,7 +305,7 @@ def _train(
         optimizer=optimizer,
         saved_optimizer=optimizer,
         compute=steps.compute,
-        clip=lambda: _clip(adapted, section.clip_norm),
+        clip=lambda: clip_gradients(adapted.trainable().values(), section.clip_norm),
         after_update=lambda: clamp_scale(adapted),
         validate=None if scorer is None else lambda: validate(scorer),
         facts=lambda: _facts(steps.contrast, watch.check(adapted)),
@@ -352,12 +352,6 @@ class _MiningSteps:
             end = min(mined_at + every, section.steps) if every else section.steps
             self._pixels = self.contrast.pixels(range(step, end))
         return self.contrast(step, self._pixels)
-
-
-def _clip(adapted: AdaptedTowers, max_norm: float) -> float:
-    """Clip the gradient to `max_norm` (0 for no limit), and return its norm before clipping."""
-    weights = list(adapted.trainable().values())
-    return float(torch.nn.utils.clip_grad_norm_(weights, max_norm if max_norm > 0 else float("inf")))
 
 
 def _facts(contrast: ContrastStep, scale: float) -> dict[str, float]:

@@ -17,7 +17,7 @@ from clipit.models.student import Student
 from clipit.runs.folder import run_folder
 from clipit.runs.train import train_run
 from clipit.training.checkpoints import Progress, best_file
-from clipit.training.loop import _check_finite, _record_score, warmup_cosine
+from clipit.training.loop import _check_finite, _record_score, clip_gradients, warmup_cosine
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -45,6 +45,18 @@ def validate(folder: Path, scores: list[float | None], patience: int | None) -> 
             progress.step += 1
             _record_score(progress, score, patience, folder, student, get_processes())
     return progress
+
+
+@pytest.mark.parametrize(("max_norm", "clipped"), [(0.0, 5.0), (1.0, 1.0), (10.0, 5.0)])
+def test_gradients_are_clipped_and_their_norm_before_clipping_is_returned(max_norm: float, clipped: float) -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([3.0, 4.0])
+    assert clip_gradients([weight], max_norm) == pytest.approx(5.0)
+    assert float(weight.grad.norm()) == pytest.approx(clipped, rel=1e-5)
+
+
+def test_a_function_that_returns_no_norm_gives_nan() -> None:
+    assert math.isnan(clip_gradients([], 1.0, lambda *_: None))
 
 
 def test_the_best_step_is_the_earliest_of_equal_scores(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def make_tiles(folder: Path, count: int, distinct: int = 1024, size: int = SIZE)
         size: Edge length of a tile in pixels.
     """
     from clipit.config.run import LabelsConfig, TilesConfig
-    from clipit.tiles.load_tiles import load_tiles
+    from clipit.tiles.hidden_labels import hide_labels
+    from clipit.tiles.load_tiles import read_tiles
 
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +48,7 @@ def make_tiles(folder: Path, count: int, distinct: int = 1024, size: int = SIZE)
     config = TilesConfig(
         source="table", path=str(folder / "tiles.csv"), images=str(folder / "tiles.zip"), labels=labels
     )
-    return load_tiles(config, 0)
+    return hide_labels(read_tiles(config), config.labels, 0)
 
 
 def make_image_folder(folder: Path, count: int, distinct: int = 1024, kinds: Sequence[str] = ("JPEG", "PNG")) -> Path:

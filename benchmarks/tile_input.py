@@ -48,11 +48,11 @@ def measure(options: Options) -> list[Measurement]:
 def _against_bare(files: Sequence[Path], kind: str, edge: int, options: Options) -> Measurement:
     from clipit.config.run import TilesConfig
     from clipit.models.preprocess import Preprocess
-    from clipit.tiles.load_tiles import load_tiles
+    from clipit.tiles.load_tiles import read_tiles
     from clipit.tiles.pixel_source import PixelSource
 
     preprocess = Preprocess(_MODEL, _MODEL, "shortest", "bicubic", (0.5,) * 3, (0.5,) * 3)
-    tiles = load_tiles(TilesConfig(source="folders", path=str(files[0].parents[1])), 0)
+    tiles = read_tiles(TilesConfig(source="folders", path=str(files[0].parents[1])))
     paths = [Path(tiles.reader.where(int(row))) for row in tiles.rows]
     source, threads = PixelSource(tiles, preprocess.pixels), min(_WORKERS, available_cores())
     batches = [np.arange(start, min(start + 64, len(tiles))) for start in range(0, len(tiles), 64)]

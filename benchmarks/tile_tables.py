@@ -49,11 +49,12 @@ def _write(folder: Path, count: int) -> tuple[Path, Path]:
 
 
 def _print_memory(table: str, archive: str) -> None:
-    from clipit.config.run import TilesConfig
-    from clipit.tiles.load_tiles import load_tiles
+    from clipit.config.run import LabelsConfig, TilesConfig
+    from clipit.tiles.hidden_labels import hide_labels
+    from clipit.tiles.load_tiles import read_tiles
 
     before = _resident_bytes()
-    tiles = load_tiles(TilesConfig(source="table", path=table, images=archive), seed=0)
+    tiles = hide_labels(read_tiles(TilesConfig(source="table", path=table, images=archive)), LabelsConfig(), seed=0)
     tiles.try_read(0)  # opens the zip
     gc.collect()
     print(json.dumps({"held": _resident_bytes() - before, "peak": peak_bytes() - before}))

@@ -1,4 +1,4 @@
-"""Load the configured tiles: read the source, map classes and splits, hold out missing splits, and hide labels."""
+"""Load the configured tiles: read the source, map classes and splits, and hold out missing splits."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -18,7 +18,6 @@ from clipit.tiles.dataset_reader import read_data_set
 from clipit.tiles.datasets import DATASETS, DataSet
 from clipit.tiles.folders import read_folders
 from clipit.tiles.groups import add_groups, group_advice
-from clipit.tiles.hidden_labels import hide_labels
 from clipit.tiles.hold_out import hold_out_fold, hold_out_test, hold_out_validation
 from clipit.tiles.huggingface import read_huggingface
 from clipit.tiles.nct_crc import read_nct_crc
@@ -53,22 +52,6 @@ SOURCES: dict[str, Callable[[TilesConfig], SourceTiles]] = {
 """Sources with their own reader; `read_data_set` reads the other data sets of `DATASETS`."""
 
 
-def load_tiles(config: TilesConfig, seed: int) -> TileSet:
-    """Load tiles with `read_tiles`, and hide labels with `hide_labels`.
-
-    For several seeds, call `read_tiles` once and `hide_labels` for each seed.
-
-    Args:
-        config: Section `tiles`.
-        seed: Seed of the run, which selects the labelled tiles unless `labels.seed` is set.
-
-    Raises:
-        DataError: The data set is missing, inconsistent or not as published, or has too few labels.
-        ConfigError: An option does not apply to the source, or the number of labels is invalid.
-    """
-    return hide_labels(read_tiles(config), config.labels, seed)
-
-
 def read_tiles(
     config: TilesConfig,
     *,
@@ -78,7 +61,7 @@ def read_tiles(
     validation: bool = True,
     root: Path | None = None,
 ) -> TileSet:
-    """Load tiles without hiding labels (`labels` equals `truth`); the result is the same for every seed.
+    """Load tiles without hiding labels (`labels` equals `truth`): the same for every seed, unlike `hide_labels`.
 
     The steps are:
 

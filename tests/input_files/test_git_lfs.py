@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from labelled_tiles import load_tiles
 
 from clipit.config.load import read_yaml
 from clipit.config.run import ReportsConfig, TilesConfig
@@ -16,7 +17,6 @@ from clipit.prompts.prompt_set import load_prompts
 from clipit.reports.readers import read_reports
 from clipit.slides.opening import open_slide
 from clipit.stores.slide_features import open_slide_features
-from clipit.tiles.load_tiles import load_tiles
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d7a' * 16}\nsize 12345\n"
 

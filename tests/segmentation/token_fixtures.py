@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from labelled_tiles import load_tiles
 from PIL import Image
 
 from clipit.config.data import TilesConfig
 from clipit.models.patch_tokens import PatchTokens
 from clipit.models.preprocess import Preprocess
-from clipit.tiles.load_tiles import load_tiles
 from clipit.tiles.mask_files import MaskClasses
 from clipit.tiles.masks import MaskSet, check_masks, open_masks
 from clipit.tiles.tileset import TileSet

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from labelled_tiles import load_tiles
 from PIL import Image
 
 from clipit.config.run import TilesConfig
-from clipit.tiles.load_tiles import load_tiles
 from clipit.tiles.tileset import TileSet
 
 

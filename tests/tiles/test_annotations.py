@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from labelled_tiles import load_tiles
 from PIL import Image
 
 from clipit.config.load import validate
@@ -14,7 +15,6 @@ from clipit.errors import ConfigError, DataError
 from clipit.evaluation.human_ceiling import human_ceiling
 from clipit.reporting.annotators_section import ceiling_note, explain_ceiling
 from clipit.tiles.annotations import join_annotators, read_annotators
-from clipit.tiles.load_tiles import load_tiles
 from clipit.tiles.tileset import TileSet
 
 CLASSES = ("benign", "tumour")

@@ -9,11 +9,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from labelled_tiles import load_tiles
 
 from clipit.config.run import TilesConfig
 from clipit.errors import ConfigError, DataError
 from clipit.tiles.datasets import DATASETS
-from clipit.tiles.load_tiles import load_tiles, read_tiles
+from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.tileset import TileSet
 
 from .conftest import paint, write_table

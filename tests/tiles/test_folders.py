@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from labelled_tiles import load_tiles
 from PIL import Image
 
 from clipit.config.run import LabelsConfig, TilesConfig
 from clipit.errors import ConfigError, DataError
-from clipit.tiles.load_tiles import load_tiles, read_tiles
+from clipit.tiles.load_tiles import read_tiles
 
 from .conftest import paint
 

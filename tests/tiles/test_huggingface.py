@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from labelled_tiles import load_tiles
 from logged_lines import capture_log
 from PIL import Image
 
@@ -16,7 +17,7 @@ from clipit.errors import DataError
 from clipit.images.decode import Unreadable
 from clipit.output_files.artifacts import fingerprint
 from clipit.tiles.huggingface import read_huggingface
-from clipit.tiles.load_tiles import load_tiles, read_tiles
+from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.tileset import TileSet
 
 from .conftest import paint

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from labelled_tiles import load_tiles
 from PIL import Image, ImageFile
 
 from clipit.config.run import TilesConfig
@@ -18,7 +19,6 @@ from clipit.images.decode import ImageError, Unreadable, attempt, decode, to_rgb
 from clipit.images.image_set import open_images
 from clipit.models.preprocess import open_picture
 from clipit.tiles.kept_tiles import KeptSize, keep_image
-from clipit.tiles.load_tiles import load_tiles
 from clipit.tiles.mask_files import decode_values
 
 from .conftest import paint, write_table

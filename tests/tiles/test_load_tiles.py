@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from labelled_tiles import load_tiles
 from pydantic import ValidationError
 
 from clipit.config.run import LabelsConfig, TilesConfig
@@ -10,7 +11,7 @@ from clipit.config.segmentation import SegmentationConfig
 from clipit.errors import ConfigError, DataError
 from clipit.images.image_readers import FileReader
 from clipit.tiles.hidden_labels import hide_labels
-from clipit.tiles.load_tiles import load_tiles, read_tiles
+from clipit.tiles.load_tiles import read_tiles
 
 from .conftest import paint, write_table
 

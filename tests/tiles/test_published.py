@@ -8,13 +8,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from labelled_tiles import load_tiles
 from PIL import Image
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.tiles import bach, nct_crc, pcam
 from clipit.tiles.datasets import DATASETS
-from clipit.tiles.load_tiles import load_tiles
 from clipit.tiles.tileset import TileSet
 
 from .conftest import paint

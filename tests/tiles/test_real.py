@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from labelled_tiles import load_tiles
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
-from clipit.tiles.load_tiles import load_tiles
 
 
 def config(folder: Path, images: str, **more: object) -> TilesConfig:

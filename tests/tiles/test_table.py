@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from labelled_tiles import load_tiles
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.patients import patients
-from clipit.tiles.load_tiles import load_tiles, read_tiles
+from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.overview import tiles_overview
 
 from .conftest import paint, write_table

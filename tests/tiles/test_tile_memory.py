@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from labelled_tiles import load_tiles
 from PIL import Image
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
 from clipit.images.decode import ImageError
 from clipit.images.image_readers import ZipReader
-from clipit.tiles.load_tiles import load_tiles
 from clipit.tiles.tileset import TileSet
 
 from .conftest import paint, write_table

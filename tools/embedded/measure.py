@@ -17,7 +17,8 @@ from clipit.reports.build import build_snippets
 from clipit.reports.readers import read_reports
 from clipit.synthetic import vocabulary as words
 from clipit.synthetic.latents import CLASSES
-from clipit.tiles.load_tiles import load_tiles
+from clipit.tiles.hidden_labels import hide_labels
+from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.tileset import TileSet
 from clipit.vectors import centred, unit
 
@@ -104,7 +105,7 @@ def _tiles(world: Path, name: str, labels: LabelsConfig | None = None, seed: int
         classes=CLASSES,
         labels=labels or LabelsConfig(),
     )
-    return load_tiles(config, seed)
+    return hide_labels(read_tiles(config), config.labels, seed)
 
 
 def _probe(features: dict[str, Vectors], parts: dict[str, TileSet], world: Path, seeds: int) -> dict[str, float]:

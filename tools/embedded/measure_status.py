@@ -12,7 +12,7 @@ from clipit.models.vlm import load_vlm
 from clipit.prompts.prompt_set import load_prompts
 from clipit.synthetic.case_world import STATUS_PROMPT_FILE
 from clipit.synthetic.status_words import MUTATED, WILD_TYPE
-from clipit.tiles.load_tiles import load_tiles
+from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.tileset import TileSet
 from tools.embedded.measure import text_vectors, vlm_images
 
@@ -53,7 +53,7 @@ def _tumour_tiles(world: Path, name: str) -> TileSet:
         class_map={status: status for status in _CLASSES},
         classes=_CLASSES,
     )
-    return load_tiles(config, 0)
+    return read_tiles(config)
 
 
 def _balanced(scores: Float[np.ndarray, "n c"], truth: Int64[np.ndarray, " n"]) -> float:

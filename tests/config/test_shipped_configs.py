@@ -231,7 +231,7 @@ def test_recorded_results_name_the_data_sets_of_their_configuration() -> None:
     compared = 0
     for path in RUNS:
         record = CONFIGS.parent / "results" / f"{path.stem}.csv"
-        names = set(file_of(path).comparison.data_sets)
+        names = set(read_config(path).comparison.data_sets)
         if names and record.is_file():
             compared += 1
             assert set(pd.read_csv(record, usecols=["data_set"]).data_set) == names, path.stem

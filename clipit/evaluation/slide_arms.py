@@ -1,7 +1,7 @@
 """Compare arms, each with one or more seeds, on the labels of the same slides."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from statistics import fmean, stdev
 from typing import TypeVar
 
@@ -25,10 +25,46 @@ SlideTables = Mapping[str, Mapping[int, pd.DataFrame]]
 """Tables from `slide_scores.slide_table`, by arm and seed."""
 CONTROL = Significance(None, "control")
 """Significance of controls, which are not tested."""
-_COLUMNS = [
-    "arm", "split", "level", "pooling", "smoothed", "metric", "seeds", "mean", "sd", "difference", "low", "high",
-    "reason", "seeds_low", "seeds_high", "p", "p_holm", "p_reason", "labelled", "patients",
-]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideArmRow:
+    """Score of one arm on one split, level and metric, and its difference from the reference.
+
+    Attributes:
+        pooling: Pooling method, `smoothed` if it pools smoothed scores; None without one.
+        mean: Mean over seeds, `sd` their standard deviation; None where undefined.
+        difference: Difference from the reference, with its bootstrap interval over patients (`low`, `high`; `reason`
+            where it is undefined) and its t-interval over seeds (`seeds_low`, `seeds_high`). None for the reference.
+        p: p value of the paired t-test over seeds; `p_holm` is corrected over the arms of the same split, level,
+            pooling and metric (`p_reason` where undefined).
+        labelled: Number of labelled slides or patients.
+        patients: Number of patients.
+    """
+
+    arm: str
+    split: str
+    level: Level
+    pooling: str | None
+    smoothed: bool | None
+    metric: str
+    seeds: int
+    mean: float | None
+    sd: float | None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+    seeds_low: float | None = None
+    seeds_high: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    p_reason: str | None = None
+    labelled: int
+    patients: int
+
+
+_COLUMNS = [each.name for each in fields(SlideArmRow)]
 
 
 @dataclass(frozen=True)
@@ -38,11 +74,7 @@ class SlideComparison:
     Attributes:
         reference: Arm that the others are compared with.
         choices: Pooling of each arm, chosen on validation slides.
-        table: One row per split, level (`slide` or `patient`), metric and arm, and per pooling if none was chosen.
-            `mean` and `sd` over seeds; `difference` from the reference, with its bootstrap interval over patients
-            (`low`, `high`; `reason` where it is undefined) and its t-interval over seeds (`seeds_low`, `seeds_high`);
-            `p` of the paired t-test over seeds and `p_holm`, corrected over the arms of the same split, level, pooling
-            and metric (`p_reason` where undefined); `labelled` (number of labelled slides or patients) and `patients`.
+        table: One `SlideArmRow` per split, level, metric and arm, and per pooling if none was chosen.
         crossing: Number of patients with slides in several splits.
         unknown: Number of labelled slides without a known patient, by split; each counts as a separate patient.
     """
@@ -52,6 +84,13 @@ class SlideComparison:
     table: pd.DataFrame
     crossing: int = 0
     unknown: Mapping[str, int] = field(default_factory=dict)
+
+    def rows(self, split: str, metric: str, level: Level) -> list[SlideArmRow]:
+        """Select the rows of a split, metric and level, with None for missing values."""
+        table = self.table
+        selected = table[(table["split"] == split) & (table["metric"] == metric) & (table["level"] == level)]
+        values = selected.astype(object).where(selected.notna(), None)
+        return [SlideArmRow(**dict(zip(_COLUMNS, row, strict=True))) for row in values[_COLUMNS].to_numpy()]
 
 
 def compare_slide_arms(
@@ -119,7 +158,7 @@ def compare_slide_sets(
     _check_reference(arms, reference)
     _check(arms, reference, same_poolings=choices[reference].key is None)
     first = next(iter(arms[reference].values()))
-    rows: list[dict[str, object]] = []
+    rows: list[SlideArmRow] = []
     for split in first.split_names():
         chosen = choices[reference].key is not None
         if split == TRAIN or (chosen and split == VALIDATION):
@@ -141,7 +180,7 @@ def _compare(
     resamples: int,
     seed: int,
     controls: Collection[str],
-) -> list[dict[str, object]]:
+) -> list[SlideArmRow]:
     """Compare all arms on one split and level, each with its pooling."""
     predictions = {
         arm: {number: scored.predictions(key, level, split) for number, scored in by_seed.items()}
@@ -169,22 +208,34 @@ def _compare(
             values = [entry[metric] for entry in by_seed.values()]
             defined = [value for value in values if value is not None]
             complete = len(defined) == len(values)
-            row: dict[str, object] = dict.fromkeys(_COLUMNS)
             key = keys[arm]
-            row |= {
-                "arm": arm, "split": split, "level": level, "metric": metric, "seeds": len(values),
-                "pooling": key.pooling if key else None, "smoothed": key.smoothed if key else None,
-                "mean": fmean(defined) if complete else None,
-                "sd": stdev(defined) if complete and len(defined) > 1 else None,
-                "labelled": len(labelled.ids), "patients": patients,
-            }  # fmt: skip
+            row = SlideArmRow(
+                arm=arm,
+                split=split,
+                level=level,
+                pooling=key.pooling if key else None,
+                smoothed=key.smoothed if key else None,
+                metric=metric,
+                seeds=len(values),
+                mean=fmean(defined) if complete else None,
+                sd=stdev(defined) if complete and len(defined) > 1 else None,
+                labelled=len(labelled.ids),
+                patients=patients,
+            )
             if arm in drawn:
                 paired, over_seeds = drawn[arm][metric], t_interval(gains[arm])
-                row |= {
-                    "difference": paired.value, "low": paired.interval.low, "high": paired.interval.high,
-                    "reason": paired.interval.reason, "seeds_low": over_seeds.low, "seeds_high": over_seeds.high,
-                    "p": tests[arm].p, "p_holm": corrected[arm].p, "p_reason": tests[arm].reason,
-                }  # fmt: skip
+                row = replace(
+                    row,
+                    difference=paired.value,
+                    low=paired.interval.low,
+                    high=paired.interval.high,
+                    reason=paired.interval.reason,
+                    seeds_low=over_seeds.low,
+                    seeds_high=over_seeds.high,
+                    p=tests[arm].p,
+                    p_holm=corrected[arm].p,
+                    p_reason=tests[arm].reason,
+                )
             rows.append(row)
     return rows
 

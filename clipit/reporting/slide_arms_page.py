@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from clipit.errors import counted
 from clipit.evaluation.intervals import NO_VARIATION
-from clipit.evaluation.slide_arms import SlideComparison
+from clipit.evaluation.slide_arms import SlideArmRow, SlideComparison
 from clipit.evaluation.slide_metrics import CHOSEN_BY, SLIDE_METRICS
 from clipit.evaluation.slide_sets import (
     ALL_SLIDES,
@@ -17,7 +16,7 @@ from clipit.evaluation.slide_sets import (
     unknown_patients_note,
 )
 from clipit.reporting.html import Links, PageSection, Part, Table, Text, facts_table, page
-from clipit.reporting.slide_arms_table import select_rows, slide_arms_markdown, slide_arms_table
+from clipit.reporting.slide_arms_table import slide_arms_markdown, slide_arms_table
 from clipit.reporting.slide_scores_page import LEVEL_TEXT, MAX_SHOWN, POOLING_TEXT
 from clipit.reporting.subtyping_table import CAUTION, published_subtyping
 from clipit.reporting.tables import key_value_table, markdown_line, markdown_table, number
@@ -66,11 +65,11 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
     if reference.key is None:
         return f"Not decided: {reference.sentence[0].lower()}{reference.sentence[1:]}"
     arms_by_outcome: dict[str, list[str]] = {}
-    reference_seeds = max(row["seeds"] for row in rows if row["arm"] == comparison.reference)
+    reference_seeds = max(row.seeds for row in rows if row.arm == comparison.reference)
     for row in rows:
-        if row["arm"] != comparison.reference:
-            outcome, reason = _outcome(row, max(row["seeds"], reference_seeds))
-            arms_by_outcome.setdefault(outcome, []).append(row["arm"] + (f" ({reason})" if reason else ""))
+        if row.arm != comparison.reference:
+            outcome, reason = _outcome(row, max(row.seeds, reference_seeds))
+            arms_by_outcome.setdefault(outcome, []).append(row.arm + (f" ({reason})" if reason else ""))
     first = rows[0]
     parts = [
         f"{start}: {', '.join(arms_by_outcome[outcome])}"
@@ -82,32 +81,32 @@ def slide_verdict(comparison: SlideComparison, level: Level = "slide") -> str:
         )
         if outcome in arms_by_outcome
     ]
-    split, unknown = first["split"], comparison.unknown.get(first["split"], 0)
+    split, unknown = first.split, comparison.unknown.get(first.split, 0)
     if level == "slide":
-        units = f"{counted(first['labelled'], f'{split} slide')} {of_patients(first['patients'], unknown)}"
+        units = f"{counted(first.labelled, f'{split} slide')} {of_patients(first.patients, unknown)}"
     else:
-        units = describe_patients(first["labelled"], unknown, f"{split} patient")
+        units = describe_patients(first.labelled, unknown, f"{split} patient")
     return f"Balanced accuracy on {units}: {'; '.join(parts)}."
 
 
-def _outcome(row: Mapping[str, Any], seeds: int) -> tuple[str, str]:
+def _outcome(row: SlideArmRow, seeds: int) -> tuple[str, str]:
     """Return whether an arm is better, worse, open (inconclusive) or undecided, and the reason for the last two.
 
     Args:
         seeds: Number of pairs of seeds; an arm with one seed is paired with every seed of the reference.
     """
-    low, high = row["low"], row["high"]
-    if low is None and str(row["reason"]).startswith(NO_VARIATION):
-        low = high = row["difference"]  # the difference is the same in all resamples
-    if low is None:
-        return "undecided", row["reason"] or "a score is undefined"
-    if row["seeds_low"] is None:
+    low, high = row.low, row.high
+    if low is None and str(row.reason).startswith(NO_VARIATION):
+        low = high = row.difference  # the difference is the same in all resamples
+    if low is None or high is None:
+        return "undecided", row.reason or "a score is undefined"
+    if row.seeds_low is None or row.seeds_high is None:
         return "undecided", "one seed" if seeds == 1 else f"the difference is the same for all {seeds} seeds"
-    if low > 0 and row["seeds_low"] > 0:
+    if low > 0 and row.seeds_low > 0:
         return "better", ""
-    if high < 0 and row["seeds_high"] < 0:
+    if high < 0 and row.seeds_high < 0:
         return "worse", ""
-    return "open", _why_open(low > 0 or high < 0, row["seeds_low"] > 0 or row["seeds_high"] < 0, seeds)
+    return "open", _why_open(low > 0 or high < 0, row.seeds_low > 0 or row.seeds_high < 0, seeds)
 
 
 def _why_open(over_patients: bool, over_seeds: bool, seeds: int) -> str:
@@ -126,14 +125,14 @@ def _why_open(over_patients: bool, over_seeds: bool, seeds: int) -> str:
     return f"the intervals over patients and over {counted(seeds, 'seed')} include 0"
 
 
-def _main_rows(comparison: SlideComparison, level: Level = "slide") -> list[dict[str, Any]]:
+def _main_rows(comparison: SlideComparison, level: Level = "slide") -> list[SlideArmRow]:
     table = comparison.table
     table = table[(table["metric"] == CHOSEN_BY) & (table["level"] == level) & (table["labelled"] > 0)]
     splits = table["split"].unique().tolist()
     if not splits:
         return []
-    rows = select_rows(comparison, "test" if "test" in splits else splits[0], CHOSEN_BY, level)
-    return [row for row in rows if row["labelled"]]
+    rows = comparison.rows("test" if "test" in splits else splits[0], CHOSEN_BY, level)
+    return [row for row in rows if row.labelled]
 
 
 def slide_arms_page(
@@ -224,10 +223,9 @@ def _remarks(comparison: SlideComparison, runs: Sequence[ComparedRun]) -> list[s
     if (comparison.table["split"] == ALL_SLIDES).any():
         remarks.append("The slides have no splits, so the comparison may include slides that the runs were trained on.")
     rows = _main_rows(comparison)
-    if rows and rows[0]["labelled"] < 100:
-        remarks.append(
-            f"{rows[0]['split']}: one slide accounts for {100 / rows[0]['labelled']:.1f} percentage points of accuracy."
-        )
+    if rows and rows[0].labelled < 100:
+        share = 100 / rows[0].labelled
+        remarks.append(f"{rows[0].split}: one slide accounts for {share:.1f} percentage points of accuracy.")
     tiles: dict[str, list[str]] = {}
     for run in runs:
         if run.arm not in tiles.setdefault(run.tiles, []):

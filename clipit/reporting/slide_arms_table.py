@@ -1,12 +1,7 @@
 """Table of arms compared on slide labels."""
 
-from collections.abc import Mapping
-from typing import Any
-
-import pandas as pd
-
 from clipit.errors import counted
-from clipit.evaluation.slide_arms import SlideComparison
+from clipit.evaluation.slide_arms import SlideArmRow, SlideComparison
 from clipit.evaluation.slide_sets import Level, PoolingKey, describe_patients, of_patients
 from clipit.reporting.html import Table
 from clipit.reporting.tables import LABELS, difference, interval, markdown_table, number
@@ -32,23 +27,13 @@ def slide_arms_markdown(comparison: SlideComparison, split: str, metric: str, le
     return f"{_caption(comparison, split, metric, level)}\n\n{table}"
 
 
-def select_rows(comparison: SlideComparison, split: str, metric: str, level: Level) -> list[dict[str, Any]]:
-    """Select the rows of a split, metric and level, with None for missing values."""
-    table = comparison.table
-    shown = table[(table["split"] == split) & (table["metric"] == metric) & (table["level"] == level)]
-    return [
-        {str(name): None if pd.isna(value) else value for name, value in row.items()}
-        for row in shown.to_dict("records")
-    ]
-
-
 def _caption(comparison: SlideComparison, split: str, metric: str, level: Level) -> str:
-    rows = select_rows(comparison, split, metric, level)
+    rows = comparison.rows(split, metric, level)
     if not rows:
         return f"No {split} {level}s to compare"
-    patients, unknown = rows[0]["patients"], comparison.unknown.get(split, 0)
+    patients, unknown = rows[0].patients, comparison.unknown.get(split, 0)
     if level == "slide":
-        units = f"{counted(rows[0]['labelled'], level)} {of_patients(patients, unknown)}"
+        units = f"{counted(rows[0].labelled, level)} {of_patients(patients, unknown)}"
     else:
         units = describe_patients(patients, unknown)
     chosen = comparison.choices[comparison.reference].key is not None
@@ -68,16 +53,16 @@ def _content(
     comparison: SlideComparison, split: str, metric: str, level: Level
 ) -> tuple[tuple[str, ...], list[list[object]]]:
     header = ("arm", "pooling", "seeds", LABELS[metric], "difference [patients]", "[seeds]", "p, Holm")
-    return header, [_row(row) for row in select_rows(comparison, split, metric, level)]
+    return header, [_row(row) for row in comparison.rows(split, metric, level)]
 
 
-def _row(row: Mapping[str, Any]) -> list[object]:
-    key = PoolingKey(row["pooling"], bool(row["smoothed"]))
-    spread = "" if row["sd"] is None else f" ± {number(row['sd'])}"
-    cells = [row["arm"], key.title, row["seeds"], number(row["mean"]) + spread]
-    if row["p_reason"] is None:  # the reference itself
+def _row(row: SlideArmRow) -> list[object]:
+    pooling = PoolingKey(str(row.pooling), bool(row.smoothed)).title
+    spread = "" if row.sd is None else f" ± {number(row.sd)}"
+    cells = [row.arm, pooling, row.seeds, number(row.mean) + spread]
+    if row.p_reason is None:  # the reference itself
         return [*cells, "", "", ""]
-    bounds = None if row["low"] is None else (row["low"], row["high"])
-    gain = difference(row["difference"], bounds) + (f" (no interval: {row['reason']})" if bounds is None else "")
-    p = f"none: {row['p_reason']}" if row["p_holm"] is None else number(row["p_holm"])
-    return [*cells, gain, interval(row["seeds_low"], row["seeds_high"], signed=True), p]
+    bounds = None if row.low is None or row.high is None else (row.low, row.high)
+    gain = difference(row.difference, bounds) + (f" (no interval: {row.reason})" if bounds is None else "")
+    p = f"none: {row.p_reason}" if row.p_holm is None else number(row.p_holm)
+    return [*cells, gain, interval(row.seeds_low, row.seeds_high, signed=True), p]

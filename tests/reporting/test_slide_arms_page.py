@@ -1,13 +1,13 @@
 """Test the page of arms compared on slides: the verdict, published scores and escaped names."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pandas as pd
 import pytest
 
 from clipit.evaluation.intervals import NO_VARIATION
-from clipit.evaluation.slide_arms import _COLUMNS, SlideComparison
+from clipit.evaluation.slide_arms import SlideArmRow, SlideComparison
 from clipit.evaluation.slide_metrics import SLIDE_METRICS, PoolingChoice
 from clipit.evaluation.slide_sets import LEVELS, PoolingKey
 from clipit.reporting.slide_arms_page import ComparedRun, slide_arms_page, slide_arms_summary, slide_verdict
@@ -17,8 +17,14 @@ UNDECIDED = PoolingChoice(None, "No pooling method was chosen, because there are
 
 
 def comparison(choice: PoolingChoice = CHOSEN, seeds: int = 5, **arms: dict[str, Any]) -> SlideComparison:
-    base: dict[str, Any] = dict.fromkeys(_COLUMNS)
-    base |= {"split": "test", "pooling": "top5", "smoothed": False, "mean": 0.7, "sd": 0.1}
+    columns = [each.name for each in fields(SlideArmRow)]
+    base: dict[str, Any] = dict.fromkeys(columns) | {
+        "split": "test",
+        "pooling": "top5",
+        "smoothed": False,
+        "mean": 0.7,
+        "sd": 0.1,
+    }
     base |= {"labelled": 40, "patients": 30, "seeds": 5}
     better = {"difference": 0.1, "low": 0.05, "high": 0.2, "reason": "", "seeds_low": 0.02, "seeds_high": 0.2}
     kinds = [{"level": level, "metric": metric} for level in LEVELS for metric in SLIDE_METRICS]
@@ -28,7 +34,7 @@ def comparison(choice: PoolingChoice = CHOSEN, seeds: int = 5, **arms: dict[str,
         rows += [base | values | kind | {"arm": arm} for kind in kinds]
     choices = dict.fromkeys(["image_only", *arms], choice)
     rows = [row | {"seeds": seeds} if row["arm"] == "image_only" else row for row in rows]
-    return SlideComparison("image_only", choices, pd.DataFrame(rows, columns=_COLUMNS))
+    return SlideComparison("image_only", choices, pd.DataFrame(rows, columns=columns))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from tiny_models import MakeFile
 from clipit.comparison.compare import compare
 from clipit.comparison.judged_arms import check_controls
 from clipit.comparison.plan import plan_comparison
+from clipit.doctor.configs import check_config
 from clipit.errors import ConfigError
 
 TERM = '''
@@ -70,6 +71,8 @@ def test_text_term_in_a_control_without_text_raises_an_error(
     with pytest.raises(ConfigError, match=rf"(?s)'mine' reads reports.*control {control},.*terms\.mine\.weight"):
         compare(file.run, file.comparison)
     assert not list(file.run.output.rglob("runs"))
+    (check,) = [check for check in check_config(file, [], Path("config.yaml")) if check.subject == "keys"]
+    assert check.status == "FAIL" and f"control {control}," in check.message
 
 
 @pytest.mark.parametrize(

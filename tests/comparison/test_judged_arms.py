@@ -65,9 +65,10 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_text_term_in_a_control_without_text_raises_an_error(
-    configure_file: MakeFile, keys: dict[str, Any], control: str
+    configure_file: MakeFile, tmp_path: Path, keys: dict[str, Any], control: str
 ) -> None:
-    file = configure_file({"comparison.arms": ARMS, "comparison.seeds": [1], "terms": ON, **keys})
+    output = {"output": str(tmp_path)}  # other tests write runs to the shared folder
+    file = configure_file({"comparison.arms": ARMS, "comparison.seeds": [1], "terms": ON, **keys, **output})
     with pytest.raises(ConfigError, match=rf"(?s)'mine' reads reports.*control {control},.*terms\.mine\.weight"):
         compare(file.run, file.comparison)
     assert not list(file.run.output.rglob("runs"))

@@ -75,6 +75,7 @@ def test_output_is_tidy(text: str) -> None:
         ("Ki-67 \uf03c 5%, margin \uf03e 10 mm, 37\uf0b0C", "Ki-67 < 5%, margin > 10 mm, 37\u00b0C"),
         ("\uf062-catenin, \uf067\uf064 T cells, p \uf0b9 0", "\u03b2-catenin, \u03b3\u03b4 T cells, p \u2260 0"),
         ("Findings:\n\uf06e Size 3 cm\n \uf0d8 \uf06c-chain free", "Findings:\n- Size 3 cm\n- \u03bb-chain free"),
+        ("".join(chr(0xF000 + ord(char)) for char in "Margin of 3 cm"), "Margin of 3 cm"),
         ("in\uf001ltrating \uf002ow", "infiltrating flow"),
         ("in\ufb01ltrating \u2014 \u201cglands\u201d", 'infiltrating - "glands"'),
         ("the tumor\n\ninvades fat.\nMargins:\nfree", "the tumor invades fat.\nMargins:\nfree"),

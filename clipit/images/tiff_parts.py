@@ -1,6 +1,7 @@
 """Find damaged strips or tiles of TIFF files, because libtiff ignores most checksums and warnings of its decoders."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any
 
 from PIL import Image
@@ -22,16 +23,20 @@ _START, _END = b"\xff\xd8", b"\xff\xd9"  # first and last marker of a JPEG strea
 
 
 def find_damaged_part(tags: Mapping[int, Any], read: Callable[[int, int], bytes]) -> str:
-    """Describe the first damaged strip or tile of a TIFF page; "" for undamaged pages and pages that cannot be checked.
+    """Describe the first missing or damaged strip or tile of a TIFF page; "" if none is found, or none can be checked.
 
-    Deflate streams contain checksums. JPEG and fax streams do not, but some damage is recognised (see
-    `clipit.images.jpeg` and `clipit.images.fax`). Uncompressed and PackBits pixels must have the expected size, because
-    a wrong compression tag would turn other streams into noise.
+    A missing part has the offset 0, as in sparse files, or no offset at all: Pillow would read the start of the file
+    instead, or leave the pixels black. Deflate streams contain checksums. JPEG and fax streams do not, but some damage
+    is recognised (see `clipit.images.jpeg` and `clipit.images.fax`). Uncompressed and PackBits pixels must have the
+    expected size, because a wrong compression tag would turn other streams into noise.
 
     Args:
         tags: Values of the page's TIFF tags, as Pillow returns them.
         read: Function that reads a number of bytes at an offset of the file.
     """
+    missing = _first_missing(tags)
+    if missing is not None:
+        return f"strip or tile {missing} of the TIFF is missing"
     compression = tags.get(_COMPRESSION)
     if compression in (None, _NONE):
         counts = [count for _, count in _parts(tags)] if _is_plain(tags) else []
@@ -67,6 +72,19 @@ def _parts(tags: Mapping[int, Any]) -> Iterator[tuple[int, int]]:
         yield from zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
 
 
+def _first_missing(tags: Mapping[int, Any]) -> int | None:
+    """Return the number of the first strip or tile without an offset; None if there is none."""
+    offsets = next((tags[part] for part, _ in _PARTS if part in tags), ())
+    expected = len(offsets)
+    if offsets and _has_extent(tags):  # the old kind of JPEG compression needs no offsets
+        edges = _extent(tags, 0)
+        planes = tags.get(_CHANNELS, 1) if tags.get(_PLANES) == _SEPARATE else 1
+        expected = (
+            prod(-(-tags[size[-1]] // edge) for size, edge in zip((_WIDTHS, _HEIGHTS), edges, strict=True)) * planes
+        )
+    return next((number for number in range(expected) if number >= len(offsets) or not offsets[number]), None)
+
+
 def _extent(tags: Mapping[int, Any], number: int) -> tuple[int, int]:
     """Return the width and height of a strip or tile; the last strip of a plane may be shorter."""
     width, height = tags[_WIDTHS[1]], tags[_HEIGHTS[2]]
@@ -76,10 +94,14 @@ def _extent(tags: Mapping[int, Any], number: int) -> tuple[int, int]:
     return width, min(rows, height - number % -(-height // rows) * rows)
 
 
+def _has_extent(tags: Mapping[int, Any]) -> bool:
+    """Return whether the extents of the image and of its strips or tiles are known."""
+    return all(tags.get(tag, default) for tag, default in ((256, 0), (257, 0), (278, 1), (322, 1), (323, 1)))
+
+
 def _is_plain(tags: Mapping[int, Any]) -> bool:
     """Return whether the uncompressed size of a strip or tile follows from its extent."""
-    has_extent = all(tags.get(tag, default) for tag, default in ((256, 0), (257, 0), (278, 1), (322, 1), (323, 1)))
-    return has_extent and tags.get(_COLOURS) != _YCBCR and len({*_depths(tags)}) == 1
+    return _has_extent(tags) and tags.get(_COLOURS) != _YCBCR and len({*_depths(tags)}) == 1
 
 
 def _size(tags: Mapping[int, Any], number: int) -> int:

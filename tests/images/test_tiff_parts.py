@@ -82,3 +82,37 @@ def test_a_big_endian_bigtiff_is_an_error(tmp_path: Path) -> None:
     for source in (tmp_path / "a.tif", io.BytesIO((tmp_path / "a.tif").read_bytes())):
         with pytest.raises(ImageError, match="cannot read a big-endian BigTIFF; save it"):
             decode(source)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize(
+    ("options", "tag", "values"),
+    [
+        ({"rowsperstrip": 16}, "StripOffsets", {2: 0}),
+        ({"tile": (32, 32)}, "TileOffsets", {3: 0}),
+        ({"rowsperstrip": 16, "planarconfig": "separate"}, "StripOffsets", {12: 0}),
+    ],
+    ids=["strips", "tiles", "planes"],
+)
+def test_missing_parts_of_sparse_files_are_an_error(
+    options: dict[str, Any], tag: str, values: dict[int, int], compression: str | None, tmp_path: Path
+) -> None:
+    """Without an offset, Pillow reads uncompressed pixels from the start of the file."""
+    pixels = np.moveaxis(NOISE, 2, 0) if "planarconfig" in options else NOISE
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, photometric="rgb", compression=compression, **options)
+    assert np.array_equal(np.asarray(decode(path)), NOISE)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        offsets = [values.get(part, offset) for part, offset in enumerate(file.pages[0].tags[tag].value)]
+        file.pages[0].tags[tag].overwrite(offsets)
+    with pytest.raises(ImageError, match=rf"strip or tile {min(values)} of the TIFF is missing"):
+        decode(path)
+
+
+def test_fewer_offsets_than_strips_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, NOISE, photometric="rgb", rowsperstrip=16)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[0].tags["StripOffsets"].overwrite(file.pages[0].tags["StripOffsets"].value[:3])
+    with pytest.raises(ImageError, match="strip or tile 3 of the TIFF is missing"):
+        decode(path)

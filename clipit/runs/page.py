@@ -24,6 +24,7 @@ from clipit.workspace.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
+_FIND = "set --arm, --seed, --name and --output to those of a finished run"
 _SIDE, _QUALITY = 150, 80  # edge length in pixels, and JPEG quality, of the tiles on a run's page
 
 
@@ -120,6 +121,8 @@ def write_pages(config: RunConfig, workspace: Workspace, max_tiles: int = MAX_TI
         logger.info(f"note: {folder} is read-only; its pages are those of the last evaluation")
         return pages
     pages = [rewrite_run_page(config, workspace)] if finished else []
+    if not finished:
+        logger.info(f"note: no finished run in {folder}, so only the page of pairs is written; {_FIND}")
     if config.reports is not None:
         pages.append(write_pairs_page(config, workspace, max_tiles, folder if finished else None))
     return pages
@@ -130,6 +133,6 @@ def _read_finished(folder: Path) -> dict[str, Any]:
         raise DataError(
             "no finished run in this folder",
             where=folder,
-            fix="run training first, or set --arm and --seed to those of a finished run",
+            fix=f"run training first; {_FIND}",
         )
     return read_results(folder)

@@ -14,7 +14,7 @@ from clipit.config.run import VLMConfig
 from clipit.errors import DataError, as_note, counted, shortlist
 from clipit.evaluation.slide_metrics import TRAIN, VALIDATION
 from clipit.input_files.nearby_files import similar_names
-from clipit.models.classifier_spec import read_spec
+from clipit.models.classifier_spec import CLASSIFIER, DESCRIPTION, read_spec
 from clipit.pairing.leaks import SeenTiles
 from clipit.runs.folder import is_trained, read_run_config
 from clipit.runs.training_tiles import check_test_patients
@@ -59,7 +59,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[SlideRun], list[str]]:
         paths: Folders of single runs, or folders with runs up to three levels below, such as `outputs/runs/NAME`.
 
     Returns:
-        Runs, sorted by arm in order of discovery and then by seed, and notes on runs that are not trained.
+        Runs, sorted by arm in order of discovery and then by seed, and notes on runs that were skipped.
 
     Raises:
         DataError: A folder does not exist or contains no trained run.
@@ -80,6 +80,9 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[SlideRun], list[str]]:
         if untrained:
             names = shortlist([folder.name for folder in untrained])
             notes.append(f"skipped {counted(len(untrained), 'untrained run')} in {path}: {names}")
+        if incomplete := _without_config(path):
+            names = shortlist([folder.name for folder in incomplete])
+            notes.append(f"skipped {counted(len(incomplete), 'run')} without {_CONFIG} in {path}: {names}")
         folders |= {folder.resolve(): folder for folder in candidates if folder not in untrained}
     runs = [_read_run(folder) for folder in folders.values()]
     order = list(dict.fromkeys(run.arm for run in runs))
@@ -92,6 +95,12 @@ def _run_folders(path: Path) -> list[Path]:
     if (path / _CONFIG).is_file():
         return [path]
     return sorted({file.parent for depth in _DEPTHS for file in path.glob(f"{depth}/{_CONFIG}")})
+
+
+def _without_config(path: Path) -> list[Path]:
+    """List the folders that contain a classifier, but not the configuration of its run."""
+    exported = {file.parents[1] for depth in _DEPTHS for file in path.glob(f"{depth}/{CLASSIFIER}/{DESCRIPTION}")}
+    return sorted(folder for folder in exported if not (folder / _CONFIG).is_file())
 
 
 def _read_run(folder: Path) -> SlideRun:

@@ -27,6 +27,8 @@ SLIDE_SUFFIXES = frozenset(
 HEAT_MAP = "heat_map.ome.tif"
 """Name of the heat maps that clipit writes; they are never read as slides, even in a folder of slides."""
 _TIFF = (".tif", ".tiff")
+_UNSUPPORTED = "Unsupported TIFF compression"  # part of openslide's message
+_CONVERT = "convert it, for example: vips tiffsave in.tif out.tif --tile --pyramid --compression jpeg"
 _SUB_PAGES = 330  # TIFF tag of sub-IFDs, in which OME-TIFF stores smaller levels
 MISSING_SLIDE_PACKAGES = "install the packages that read slides: pip install openslide-python openslide-bin tifffile"
 """Fix shown in errors if openslide cannot be imported."""
@@ -135,7 +137,8 @@ def _open(path: Path) -> SlideFile:
                 return OmeTiff(path, slide.format, slide.mpp)
             return slide
     except openslide.OpenSlideError as error:
-        raise DataError(f"openslide cannot open the slide: {error}", where=path, fix="copy it again") from error
+        fix = _CONVERT if _UNSUPPORTED in str(error) else "copy it again"
+        raise DataError(f"openslide cannot open the slide: {error}", where=path, fix=fix) from error
     if suffix in _TIFF:
         check_one_image(path)
         return _FlatImage(path)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipit.config.run import BackboneConfig, RunConfig, VLMConfig
-from clipit.errors import as_note, counted, counted_of, shortlist
+from clipit.errors import ArtifactError, as_note, counted, counted_of, shortlist
 from clipit.models.adapted_base import base_of_adapted
 from clipit.models.classifier_spec import DESCRIPTION
 from clipit.output_files.artifacts import reading
@@ -136,6 +136,8 @@ def read_training_table(file: Path, fix: str) -> pa.Table:
     table = pq.read_table(file, page_checksum_verification=True)
     run = (table.schema.metadata or {}).get(RUN_KEY, b"").decode()
     check_same_run(file, run or None, file.parent, fix)
+    if empty := [name for name in table.column_names if table[name].null_count]:
+        raise ArtifactError(f"empty cells in {', '.join(empty)}: the file has changed", where=file, fix=fix)
     return table
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from jinja2 import TemplateNotFound
+from logged_lines import capture_log
 from markupsafe import Markup
 from PIL import Image
 
@@ -348,6 +349,14 @@ def test_a_run_without_training_predictions_explains_how_to_get_them(configure: 
     _, pairs = write_pages(config, workspace) if fake_run(config, workspace, ("test",)) else []
     text = pairs.read_text(encoding="utf-8")
     assert "evaluation.splits that include train" in text and '"predicted":false' in text
+
+
+def test_missing_run_is_noted_if_only_the_page_of_pairs_is_written(configure: MakeConfig) -> None:
+    """As with the config.yaml of a run that was moved, whose output folder is the original one."""
+    config = configure(name="moved", arm="clip_it_all")
+    messages = capture_log()
+    (pairs,) = write_pages(config, Workspace(config))
+    assert pairs.is_file() and f"note: no finished run in {run_folder(config)}, so only" in "\n".join(messages)
 
 
 def test_pages_that_cannot_be_written_are_errors(configure: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from clipit.api.slides import SlideCompareResult
 from clipit.config.data import TilesConfig
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError, DataError
+from clipit.slide_tasks.slide_runs import find_runs
 from clipit.workspace.adapted_patients import TRAINING_TILES
 
 PROMPTS = {
@@ -119,6 +120,15 @@ def test_a_second_call_reuses_all_scores(models: Path, slides: Path, compared: S
     )  # fmt: skip
     assert {path: path.stat().st_mtime_ns for path in files} == files
     pd.testing.assert_frame_equal(repeated.table, before)
+
+
+def test_runs_without_a_configuration_are_skipped_with_a_note(models: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        shutil.copytree(models / f"runs/demo/clip_it_all-seed{seed}", tmp_path / f"clip_it_all-seed{seed}")
+    (tmp_path / "clip_it_all-seed1/config.yaml").unlink()
+    runs, notes = find_runs([tmp_path])
+    assert [run.seed for run in runs] == [0]
+    assert notes == [f"skipped 1 run without config.yaml in {tmp_path}: clip_it_all-seed1"]
 
 
 def test_invalid_comparisons_are_errors_before_anything_is_scored(models: Path, slides: Path, tmp_path: Path) -> None:

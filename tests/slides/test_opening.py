@@ -245,6 +245,16 @@ def test_a_truncated_slide_is_reported_as_damaged(real_data: Path, tmp_path: Pat
             open_slide(tmp_path / "cut.svs")
 
 
+def test_tiles_with_an_unsupported_compression_are_to_be_converted(tmp_path: Path) -> None:
+    pixels = np.zeros((512, 512, 3), dtype=np.uint8)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, tile=(256, 256), photometric="rgb", compression="lzma")
+    with pytest.raises(
+        DataError, match=r"(?s)Unsupported TIFF compression.*fix: convert it, for example: vips tiffsave"
+    ):
+        open_slide(path)
+
+
 def write_jpeg_ome_tiff(path: Path, pixels: np.ndarray, edge: int = 64) -> Path:
     tiles = []
     for top in range(0, pixels.shape[0], edge):

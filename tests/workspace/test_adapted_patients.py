@@ -13,6 +13,7 @@ from tiny_models import MakeConfig
 
 from clipit.config.data import TilesConfig
 from clipit.config.run import BackboneConfig, VLMConfig
+from clipit.errors import ArtifactError
 from clipit.pairing.leaks import SeenTiles
 from clipit.slide_tasks.slide_inputs import list_inputs
 from clipit.slide_tasks.slide_runs import check_patients
@@ -87,6 +88,9 @@ def test_patients_of_adapted_and_trained_backbones_are_compared(adapted: Path, t
     (note,) = adaptation_notes(make_seen_tiles("P5"), [backbone], "test tile")
     assert "was trained on data of patients, which cannot be compared" in note and "no training_tiles.parquet" in note
     seen = pd.DataFrame({"id": ["a", "b"], "split": ["train", "validation"], "group": ["P5", "P6"]})
+    seen.replace({"group": {"P6": None}}).to_parquet(classifier.parent / TRAINING_TILES)
+    with pytest.raises(ArtifactError, match="empty cells in group: the file has changed"):
+        adaptation_notes(make_seen_tiles("P5"), [backbone], "test tile")
     seen.to_parquet(classifier.parent / TRAINING_TILES)
     (note,) = adaptation_notes(make_seen_tiles("P5", "P6", "P7"), [backbone], "test tile")
     assert f"the backbone text-seed1/classifier was trained on {SHARED}: 2 of 3 test tiles belong to 2 such" in note

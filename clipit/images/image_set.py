@@ -133,7 +133,7 @@ def open_images(path: Path) -> ImageSet:
         stamps = [stamp_of[name] for name in names]
         return _nonempty_set(path, names, stamps, ZipReader(path, names), others, hidden_note(hidden, "image"))
     check_uncompressed(path)
-    if not is_image(path):
+    if not has_suffix(path):  # a hidden file is read if it is named
         raise DataError(
             "neither an image file in a supported format nor a folder or zip of images",
             where=path,

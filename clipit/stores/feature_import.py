@@ -114,14 +114,22 @@ def _log_notes(slides: Sequence[SlideFeatures], vlm: "VLM") -> None:
 
 
 def _check_unit_vectors(slide: SlideFeatures, vectors: Float32[np.ndarray, "_ dim"], start: int) -> None:
-    """Check the norms of the vectors from row `start`; non-finite values are reported when the store is written."""
+    """Check the values and norms of the vectors from row `start`."""
     norms = np.linalg.norm(vectors, axis=1)
-    wrong = np.isfinite(norms) & (np.abs(norms - 1) > _TOLERANCE)
+    undefined, zero = ~np.isfinite(norms), norms == 0
+    wrong = undefined | (np.abs(norms - 1) > _TOLERANCE)
     if not wrong.any():
         return
-    zero, recompute = norms == 0, "compute the features of this slide again"
-    if zero.any():
-        problem, fix = f"{counted(int(zero.sum()), 'feature vector is', 'feature vectors are')} all zeros", recompute
+    recompute = "compute the features of this slide again"
+    if undefined.any():
+        count = counted(int(undefined.sum()), "feature vector is", "feature vectors are")
+        problem, fix, wrong = f"{count} not finite", recompute, undefined
+    elif zero.any():
+        problem, fix, wrong = (
+            f"{counted(int(zero.sum()), 'feature vector is', 'feature vectors are')} all zeros",
+            recompute,
+            zero,
+        )
     elif wrong.mean() > 0.5:
         problem = (
             f"the vectors have a median norm of {np.median(norms[wrong]):.3g} instead of 1: features before the "
@@ -132,5 +140,5 @@ def _check_unit_vectors(slide: SlideFeatures, vectors: Float32[np.ndarray, "_ di
         problem = f"{counted(int(wrong.sum()), 'vector has', 'vectors have')} a norm other than 1"
         fix = recompute
     ids = slide.ids
-    listed = shortlist([ids[start + row] for row in np.flatnonzero(zero if zero.any() else wrong).tolist()], 3)
+    listed = shortlist([ids[start + row] for row in np.flatnonzero(wrong).tolist()], 3)
     raise DataError(f"{problem}: {listed}", where=slide.path, fix=fix)

@@ -116,7 +116,7 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
             fix="write the tile ids (if the tile table has no `id` column, the tile paths)",
         )
     files = [posixpath.normpath(cells["mask"][row].replace("\\", "/")) for row in kept]
-    reader, _ = open_files(path.parent if images is None else images, files, path, "error")
+    reader, _ = open_files(path.parent if images is None else images, files, path, "error", "--mask-files")
     notes = []
     if others:
         notes.append(f"dropped masks for {counted(len(others), 'tile')} outside the data set: {shortlist(others)}")

@@ -65,14 +65,8 @@ def files_below(folder: Path) -> list[str]:
     return names
 
 
-_FIX = (
-    "correct the paths; set tiles.images (clipit predict: --images) to the folder or zip to which they are relative; "
-    "or remove the rows"
-)
-
-
 def missing_files(
-    missing: Sequence[str], total: int, present: Sequence[str], images: Path, table: Path, fix: str = _FIX
+    missing: Sequence[str], total: int, present: Sequence[str], images: Path, table: Path, fix: str
 ) -> DataError:
     """Build the error for missing files, with examples of existing files and how their names differ.
 

@@ -318,7 +318,11 @@ def image_root(images: str | None, table: Path, files: Sequence[str], option: st
 
 
 def open_files(
-    images: Path, files: list[str], table: Path, unreadable: Literal["error", "quarantine"]
+    images: Path,
+    files: list[str],
+    table: Path,
+    unreadable: Literal["error", "quarantine"],
+    option: str = "tiles.images (clipit predict: --images)",
 ) -> tuple[FileReader | ZipReader, list[str]]:
     """Open a reader for the files of a table, and compute a stamp for each file.
 
@@ -326,23 +330,25 @@ def open_files(
         images: Folder or zip that the file names are relative to.
         files: File names, with forward slashes.
         unreadable: `quarantine` to accept links whose target does not exist.
+        option: Key or option that sets `images`, for error messages.
 
     Raises:
         DataError: The folder or zip, or one of the files, does not exist.
     """
+    fix = f"correct the paths; set {option} to the folder or zip to which they are relative; or remove the rows"
     if images.is_file():
         stamp_of = zip_stamps(images)
         member_of = spelled_in_zip(stamp_of, images) if any(name not in stamp_of for name in files) else {}
         members = [name if name in stamp_of else member_of.get(normalise(name), "") for name in files]
         missing = [name for name, member in zip(files, members, strict=True) if not member]
         if missing:
-            raise missing_files(missing, len(files), list(stamp_of), images, table)
+            raise missing_files(missing, len(files), list(stamp_of), images, table, fix)
         return ZipReader(images, members), [stamp_of[member] for member in members]
     if not images.is_dir():
         raise DataError(
             "the folder or zip with the images does not exist",
             where=images,
-            fix=f"correct tiles.images (clipit predict: --images); {similar_names(str(images))}",
+            fix=f"correct {option}; {similar_names(str(images))}",
         )
     stamps: list[str] = []
     missing = []
@@ -364,7 +370,7 @@ def open_files(
         except (OSError, ValueError):  # missing, or invalid: too long, or with a null character
             missing.append(name)
     if missing:
-        raise missing_files(missing, len(files), files_below(images), images, table)
+        raise missing_files(missing, len(files), files_below(images), images, table, fix)
     if dangling and unreadable == "error":
         raise dangling_links(dangling, images)
     return FileReader(images, names), stamps

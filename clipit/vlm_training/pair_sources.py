@@ -30,6 +30,7 @@ from clipit.tiles.webdataset import read_webdataset
 
 logger = logging.getLogger(__name__)
 
+_IMAGES = "adapt.pairs.images"
 _SHARED_KEYS = re.compile(r"\btiles\.(?=(path|images|columns)\b)")
 """Keys of `tiles` that `adapt.pairs` also has."""
 
@@ -126,8 +127,8 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
     files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in cells["path"]]
     rows = _rows_by_file(files, cells, path, table)
     first = [each[0] for each in rows]
-    images = image_root(section.images, path, [files[row] for row in first], "adapt.pairs.images")
-    reader, stamps = open_files(images, [files[row] for row in first], path, config.unreadable)
+    images = image_root(section.images, path, [files[row] for row in first], _IMAGES)
+    reader, stamps = open_files(images, [files[row] for row in first], path, config.unreadable, _IMAGES)
 
     def column(field: str) -> list[str]:
         return [cells[field][row] for row in first] if field in cells else [""] * len(first)

@@ -195,3 +195,8 @@ def test_a_file_in_two_inputs_is_an_error(tmp_path: Path) -> None:
     for inputs in (("all", "all/part"), ("all", "link"), ("all/part/b.png", "all")):
         with pytest.raises(DataError, match=r"1 image file belongs to more than one input: \S*/all/part/b.png"):
             join_images([open_images(tmp_path / name) for name in inputs])
+
+
+def test_hidden_image_is_read_if_it_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4), (90, 0, 90)).save(tmp_path / ".a.png")
+    assert list(open_images(tmp_path / ".a.png").ids) == [".a.png"]

@@ -206,7 +206,9 @@ def test_features_that_do_not_match_the_vlm_or_are_damaged_are_errors(configure_
         import_features(tmp_path, [write(tmp_path / "no.h5", np.ones((0, 24)), np.zeros((0, 2)))], vlm)
     damaged = np.eye(2, 24)
     damaged[1, 3] = np.nan
-    with pytest.raises(DataError, match="1 embedding is not finite: nan:256_0"):
+    with pytest.raises(
+        DataError, match=r"(?s)1 feature vector is not finite: nan:256_0.*nan\.h5.*compute the features"
+    ):
         import_features(tmp_path, [write(tmp_path / "nan.h5", damaged, grid(2))], vlm)
     damaged[1] = 0
     with pytest.raises(DataError, match="1 feature vector is all zeros: zero:256_0"):

@@ -242,6 +242,12 @@ def test_overruled_labels_and_repeated_mask_files_are_listed(make: Make, tmp_pat
     assert [part["overruled"] for part in merged.record["parts"]] == [[], []]
 
 
+def test_the_error_for_missing_masks_names_the_option_for_masks(make: Make) -> None:
+    file, table = make([("a.png", "eve", "masks/gone.png")])
+    with pytest.raises(DataError, match=r"(?s)missing: masks/gone\.png.*set --mask-files to the folder or zip"):
+        clipit.merge_masks(file, table)
+
+
 def test_a_mask_file_used_for_several_tiles_is_noted(make: Make, tmp_path: Path) -> None:
     rows = ["path,mask", "a.png,../masks/a-ann.png", "b.png,../masks/a-ann.png", "c/d.png,../masks/c_d-ann.png"]
     (tmp_path / "tiles.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")

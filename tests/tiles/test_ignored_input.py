@@ -395,13 +395,13 @@ def test_a_tiff_strip_that_decompresses_to_too_many_bytes_is_refused(monkeypatch
 
 
 def test_bytes_after_the_checksum_of_a_strip_are_ignored() -> None:
-    """Some programs pad strips, others write tiles without data or reverse the bit order."""
+    """Some programs pad strips, others write strips without data or reverse the bit order."""
     stream = zlib.compress(bytes(100))
     assert find_deflate_damage(stream) == find_deflate_damage(stream + b"padding") == ""
     assert find_deflate_damage(stream[:-1]) == "the end is missing"
     assert "data check" in find_deflate_damage(stream[:-1] + b"x")
-    damaged = io.BytesIO(stream[:-1] + b"x")
-    tags = {259: 8, 324: (0, 0), 325: (0, len(stream))}
+    damaged = io.BytesIO(b"header" + stream[:-1] + b"x")
+    tags = {259: 8, 324: (6, 6), 325: (0, len(stream))}
 
     def read(offset: int, count: int) -> bytes:
         damaged.seek(offset)

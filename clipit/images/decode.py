@@ -12,6 +12,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from clipit.crash_watch import noted
 from clipit.errors import DataError, counted, is_out_of_memory
+from clipit.images.bmp import find_bmp_damage
 from clipit.images.jpeg import count_pictures, decode_plain
 from clipit.images.jpeg2000 import find_misread_channels, read_bits
 from clipit.images.png import count_missing_bytes, find_wrong_checksum
@@ -45,7 +46,6 @@ _UPRIGHT = {
 """Operation that turns an image upright, for each value of its orientation."""
 _ORIENTATION_SOURCES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _CHECKED = frozenset({"BMP", "JPEG", "PNG", "TIFF", "WEBP"})  # formats in which Pillow does not report some damage
-_BMP_HEADER = 14  # bytes before the second header, which begins with its size
 _JPEG_END = b"\xff\xd9"
 _noted_ignored_channel = False  # whether this process has logged that a channel is ignored
 
@@ -194,24 +194,16 @@ def check_bytes(image: Image.Image) -> None:
         raise ImageError("the end of the JPEG file is missing: the file is truncated")
     if image.format == "PNG":
         _check_png(image, data)
-    if image.format in ("BMP", "WEBP"):
-        _check_size(image.format, data)
+    if image.format == "WEBP":
+        _check_webp(data)
+    if image.format == "BMP" and (damage := find_bmp_damage(data)):
+        raise ImageError(damage)
 
 
-def _check_size(format_name: str, data: bytes) -> None:
-    """Compare the size of a BMP or WebP file with the size in its header."""
-    if format_name == "WEBP":
-        stated = int.from_bytes(data[4:8], "little") + 8
-        is_right = len(data) in (stated, stated + stated % 2)  # with padding
-    else:
-        stated, header = int.from_bytes(data[2:6], "little"), int.from_bytes(data[10:14], "little")
-        is_right = stated in (len(data), len(data) - header, header, 0)  # some programs write a different size, or none
-        if 0 < header < _BMP_HEADER + int.from_bytes(data[_BMP_HEADER : _BMP_HEADER + 4], "little"):
-            raise ImageError(f"the pixels of the BMP file start within its header, at byte {header}: it is damaged")
-    if not is_right:
-        raise ImageError(
-            f"the {format_name} file is {len(data):,} bytes long, not {stated:,} as its header says: it is damaged"
-        )
+def _check_webp(data: bytes) -> None:
+    stated = int.from_bytes(data[4:8], "little") + 8
+    if len(data) not in (stated, stated + stated % 2):  # with padding
+        raise ImageError(f"the WEBP file is {len(data):,} bytes long, not {stated:,} as its header says: it is damaged")
 
 
 def _check_png(image: Image.Image, data: bytes) -> None:

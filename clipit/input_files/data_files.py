@@ -12,7 +12,7 @@ from typing import Any
 
 from clipit.errors import DataError, counted, has_controls, shortlist
 from clipit.input_files.dataset_errors import failed_files, load_error
-from clipit.input_files.dataset_paths import HUB, cache_folder, check_dataset_path, split_files
+from clipit.input_files.dataset_paths import HUB, cache_folder, check_dataset_path, check_no_pattern, split_files
 from clipit.input_files.parquet_classes import (
     cached_parquet,
     check_arrow_ends,
@@ -321,6 +321,8 @@ def load_huggingface(
                 for split, rows in (loaded if isinstance(loaded, dict) else {"": loaded}).items():
                     check_described_classes([file for file in saved.files if file.is_relative_to(folder / split)], rows)
                 return loaded
+            if name is None:
+                check_no_pattern(folder)
             files = list[Path]()
             options: dict[str, Any] = {"streaming": True} if streaming else {}
             options |= {} if revision is None else {"revision": revision}

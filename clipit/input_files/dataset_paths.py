@@ -1,5 +1,6 @@
 """Check the path of a Hugging Face data set, and find the files of its splits."""
 
+import re
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -10,6 +11,7 @@ from clipit.input_files.nearby_files import similar_names
 
 HUB = "hf:"
 """Prefix of ids on the Hub."""
+_PATTERN = re.compile(r"\[[^]]+\]|[*?]|::")
 
 
 def check_dataset_path(path: str, key: str) -> None:
@@ -58,6 +60,17 @@ def check_dataset_path(path: str, key: str) -> None:
             )
 
 
+def check_no_pattern(folder: Path) -> None:
+    """Check that the path of a folder is not a pattern, as which `datasets` would read it; it may match other files.
+
+    Raises:
+        DataError: The path contains a pattern.
+    """
+    if match := _PATTERN.search(str(folder.resolve())):
+        problem = f"the datasets package reads {match[0]} in a path as a pattern"
+        raise DataError(problem, where=folder, fix="rename the folder")
+
+
 def split_files(path: str, key: str, *, images: bool = False) -> dict[str, list[Path]]:
     """Return the data files of each split in a local folder; the `datasets` package assigns files to splits by name.
 
@@ -70,9 +83,10 @@ def split_files(path: str, key: str, *, images: bool = False) -> dict[str, list[
         Files by split; empty for a folder of images, unless `images` is set.
 
     Raises:
-        DataError: The folder does not exist, or contains no data files.
+        DataError: The folder does not exist or contains no data files, or its path contains a pattern.
     """
     check_dataset_path(path, key)
+    check_no_pattern(Path(path).expanduser())
     import datasets
 
     try:

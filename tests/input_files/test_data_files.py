@@ -395,3 +395,14 @@ def test_repeated_column_names_in_parquet_are_an_error(tmp_path: Path) -> None:
     for read in (open_table, lambda path: read_reports(ReportsConfig(path=str(path)))):
         with pytest.raises(DataError, match=r"(?s)several columns have the same name: text\n.*fix: rename all but one"):
             read(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("name", ["reports [1]", "a::b"])
+def test_folder_names_that_the_datasets_package_reads_as_patterns_are_errors(name: str, tmp_path: Path) -> None:
+    """A pattern may also match another folder, here `reports 1`, whose files would be read instead."""
+    for folder in (tmp_path / name, tmp_path / "reports 1"):
+        folder.mkdir()
+        (folder / "r.csv").write_text("text\nA report\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"(?s)in a path as a pattern.*rename the folder"):
+        load_huggingface(str(tmp_path / name), key="reports.path")
+    assert load_huggingface(str(tmp_path / "reports 1"), key="reports.path")["train"].num_rows == 1

@@ -264,6 +264,17 @@ def test_a_bmp_file_whose_pixels_start_within_its_header_is_an_error() -> None:
         decode(io.BytesIO(data[:10] + (32).to_bytes(4, "little") + data[14:]))
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
+def test_a_bmp_file_with_more_pixels_than_its_height_is_an_error(mode: str) -> None:
+    """Pillow would drop rows."""
+    stream = io.BytesIO()
+    Image.fromarray(NOISE).convert(mode).save(stream, "BMP")
+    data = stream.getvalue()
+    assert decode(io.BytesIO(data)).size == (48, 48)
+    with pytest.raises(ImageError, match="too many for 48 x 32: it is damaged"):
+        decode(io.BytesIO(data[:22] + (32).to_bytes(4, "little") + data[26:]))
+
+
 @pytest.mark.parametrize("stated", [0, 54, 48 * 48 * 3])
 def test_bmp_files_with_a_common_wrong_size_field_are_read(stated: int) -> None:
     stream = io.BytesIO()

@@ -25,7 +25,7 @@ def main() -> None:
         if any(argument.partition("=")[0] == "--run" for argument in sys.argv[1:]):
             _evaluate_folder()
             return
-        config, _ = read_file_command(__doc__, (), extra=_OPTIONS)
+        config, _ = read_file_command(__doc__, (), extra=_OPTIONS, config_usage="(--config FILE | --run FOLDER)")
         check_prompt_files(config)
         from clipit.api.runs import evaluate
         from clipit.distributed import get_processes

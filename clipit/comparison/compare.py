@@ -209,9 +209,9 @@ def _warn_about_shifted_patients(plan: Plan, workspace: Workspace, reports: Sequ
 
 def _check_inputs(plan: Plan, workspace: Workspace) -> None:
     """Check the controls, the inputs of the arms and the labelled test tiles before images are decoded."""
-    check_controls(plan)
-    for arm in plan.arms:
-        config = resolve_plan_arm(plan, arm)
+    configs = {arm: resolve_plan_arm(plan, arm) for arm in plan.arms}
+    check_controls(configs, plan.comparison, plan.config.arms)
+    for config in configs.values():
         check_inputs(workspace.for_config(config), [*models_of(config), "vlm"], reports=uses_reports(config))
     _require_test_tiles(plan, workspace.listed_tiles)
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from clipit.comparison.own_report_arms import BUILT_IN, find_control, own_report_arms, resolve_plan_arm, serves
 from clipit.comparison.plan import Plan
+from clipit.config.comparison import ComparisonConfig
 from clipit.config.load import nested
+from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 from clipit.training.arms import arm_keys
 from clipit.training.terms.term_table import active_terms, learns_from_reports, uses_reports
@@ -51,25 +53,33 @@ def judged_arms(plan: Plan) -> dict[str, JudgedArm]:
     return judged or {arm: JudgedArm("", {"baseline": baseline}) for arm in others}
 
 
-def check_controls(plan: Plan) -> None:
+def check_controls(
+    configs: Mapping[str, RunConfig], comparison: ComparisonConfig, recipes: Mapping[str, Mapping[str, Any]]
+) -> None:
     """Check that no baseline or control without text reads reports through a loss term under `terms` for all arms.
 
     A control that sets keys of the term itself is accepted.
+
+    Args:
+        configs: Configuration of each arm, with the arm resolved.
+        recipes: Section `arms` of the configuration.
+
+    Raises:
+        ConfigError: A control reads reports.
     """
-    for arm in plan.arms:
-        config = resolve_plan_arm(plan, arm)
-        is_control = arm in (plan.comparison.baseline, *plan.comparison.controls)
+    for arm, config in configs.items():
+        is_control = arm in (comparison.baseline, *comparison.controls)
         if not (is_control or any(serves(config, role) for role in BUILT_IN)):
             continue
         if uses_reports(config.model_copy(update={"terms": {}})):
             continue
-        shared = config.terms.keys() - nested(arm_keys(arm, plan.config.arms)).get("terms", {}).keys()
+        shared = config.terms.keys() - nested(arm_keys(arm, recipes)).get("terms", {}).keys()
         for term in active_terms(config):
             if term.name in shared and term.uses_reports:
                 raise ConfigError(
                     f"the loss term '{term.name}' reads reports and is active in every arm, also in the control {arm}, "
                     "which would otherwise be trained without text",
                     where=term.section,
-                    fix=f"disable it there ({term.section}.{term.switch}), and enable it in arms of your own: "
+                    fix=f"disable it there ({term.section}.{term.switch}: 0), and enable it in arms of your own: "
                     f"arms.<name>.{term.section}.{term.switch}",
                 )

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from clipit.comparison.agents import additional_agents
+from clipit.comparison.judged_arms import check_controls
 from clipit.comparison.search_grid import RATE, STEPS, GridPoint, format_point, grid_points, tuning_keys
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.load import without
@@ -107,6 +108,7 @@ def run_trials(config: RunConfig, comparison: ComparisonConfig) -> FinishedTrial
     seeds = comparison.tuning_seeds
     points = {arm: grid_points(config, comparison, arm) for arm in comparison.arms}
     firsts = [resolve_arm(_trial(base, arm, points[arm][0], seeds[0]).config) for arm in points]
+    check_controls(dict(zip(points, firsts, strict=True)), comparison, config.arms)
     for first in firsts:
         check_inputs(workspace.for_config(first), models_of(first), reports=uses_reports(first))
     for first in firsts:  # checked last, because this reads the images

@@ -76,6 +76,7 @@ def read_file_command(
     needs_reports: bool = True,
     needs_config: bool = True,
     default_config: str | None = None,
+    config_usage: str = "--config FILE",
 ) -> tuple[ConfigFile, argparse.Namespace]:
     """Parse a command line: `--config FILE`, and any configuration key as `--section.key=value`.
 
@@ -89,6 +90,7 @@ def read_file_command(
         needs_reports: Whether to reject a `reports` section without a path; if False, such a section is ignored.
         needs_config: Whether `--config` is required.
         default_config: Name of the shipped configuration that is read if `--config` is missing; None for no default.
+        config_usage: How `--config` is shown in the usage message, if it is required.
 
     Returns:
         The validated file, and the command's own options. The run's keys that were given as options are listed in
@@ -107,7 +109,7 @@ def read_file_command(
         path_type = {"type": option_path} if keywords.get("type") is Path else {}
         parser.add_argument(name, **(keywords | path_type))
     if {"-h", "--help", _HELP_KEYS} & {*arguments}:
-        config = "--config FILE" if needs_config and default is None else "[--config FILE]"
+        config = config_usage if needs_config and default is None else "[--config FILE]"
         usage = f"%(prog)s {config} [--section.key=value ...]"
         help_parser = argparse.ArgumentParser(usage=usage, description=description, parents=[parser])
         _add_keys(help_parser, sections, all_keys=_HELP_KEYS in arguments)
@@ -232,7 +234,7 @@ def _parse(known: Mapping[str, str], settings: type[BaseSettings]) -> dict[str, 
             f"cannot parse {shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + '...'} ({error})",
             where="the command line",
             fix="write lists and sections as JSON in single quotes: '[1, 2]', '{\"rank\": 8}'; "
-            f"{_HELP_KEYS} lists all keys",
+            f"clipit train {_HELP_KEYS} lists the keys of a run",
         ) from None
     return values
 

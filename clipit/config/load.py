@@ -230,7 +230,7 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
     return ConfigError(
         f"{counted(len(lines), 'configuration error')}:\n    {listed}",
         where=where,
-        fix="correct these keys; --help-keys explains every key",
+        fix="correct these keys; clipit train --help-keys explains those of a run",
     )
 
 

@@ -59,7 +59,7 @@ def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict
             raise ConfigError(
                 f"not a mapping: --{key}={text}",
                 where="the command line",
-                fix=f"write names and values as JSON: '--{key}={{\"name\": VALUE}}'; --help-keys explains the key",
+                fix=f"write names and values as JSON: '--{key}={{\"name\": VALUE}}'; see docs/configuration.md",
             )
         elif any(get_origin(alternative) is dict for alternative in alternatives) and '"' not in text:
             _check_keys([pair.partition("=")[0].strip() for pair in text.split(",") if "=" in pair], text)

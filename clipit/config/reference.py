@@ -21,9 +21,9 @@ from clipit.config.run import RunConfig
 from clipit.config.section import Section
 
 COMMON_KEYS = (
-    "name", "output", "seed", "arm", "tiles.source", "tiles.path", "tiles.columns", "tiles.labels.kind",
-    "tiles.labels.value", "reports.path", "reports.format", "prompts", "vlm.name", "backbone.name", "lora.rank",
-    "training.steps", "training.learning_rate", "training.tiles_per_step", "comparison.arms", "comparison.seeds",
+    "name", "output", "seed", "arm", "tiles.source", "tiles.path", "tiles.images", "tiles.columns",
+    "tiles.labels.kind", "tiles.labels.value", "reports.path", "prompts", "vlm.name", "vlm.path", "backbone.name",
+    "backbone.path", "lora.rank", "training.steps", "training.learning_rate", "training.tiles_per_step",
 )  # fmt: skip
 """Keys at the top of the page and in `--help`, selected for readers; the selection has no other effect."""
 _HEAD = """\

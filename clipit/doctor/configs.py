@@ -114,7 +114,7 @@ def _resolved_configs(file: ConfigFile, missing: Sequence[str]) -> dict[str, Run
         return {config.name: config}
     plans = plan_comparison(file.run, file.comparison)
     for plan in plans:
-        check_controls(plan)
+        check_controls({arm: resolve_plan_arm(plan, arm) for arm in plan.arms}, file.comparison, plan.config.arms)
     return {
         f"{arm} ({plan.data_set}, {plan.backbone})" if len(plans) > 1 else arm: resolve_plan_arm(plan, arm)
         for plan in plans

@@ -234,7 +234,7 @@ def missing_markers(values: Collection[str]) -> set[str]:
 
 def is_whole(value: str) -> bool:
     """Return whether a text is a whole number, possibly written as a decimal such as 2.0."""
-    return value.lstrip("+-").removesuffix(".0").isdecimal()
+    return re.fullmatch(r"[+-]?\d+(?:\.0)?", value) is not None
 
 
 def without_decimals(values: Sequence[str | None]) -> list[str | None]:

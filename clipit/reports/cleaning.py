@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterable
 from itertools import pairwise
 
 from clipit.reports.headings import STRONG, WEAK
-from clipit.reports.symbol_fonts import BULLETS, translate_symbols
+from clipit.reports.symbol_fonts import translate_symbols
 
 LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
 _SINGLE, _DOUBLE = "\u2018\u2019\u201a\u201b", "\u201c\u201d\u201e\u201f"  # quotes
-_BULLETS = f"\u2022\u00b7\u25cf\u25aa\u25a0\u2023{BULLETS}"
+_BULLETS = "\u2022\u00b7\u25cf\u25aa\u25a0\u2023"
 _DECIMAL_DOT, _MIDDLE_DOT = re.compile(r"(?<=\d)\u00b7(?=\d)"), re.compile(r"(?<=\w)\u00b7(?=\w)")  # not bullets
 _PUNCTUATION = str.maketrans(dict.fromkeys(_DASHES, "-") | dict.fromkeys(_SINGLE, "'") | dict.fromkeys(_DOUBLE, '"'))
 

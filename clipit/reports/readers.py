@@ -30,6 +30,7 @@ from clipit.reports.barcodes import add_patients
 from clipit.reports.encodings import CONVERT, DOCUMENTS, JSON, POINTER, describe_faults, document_kind
 from clipit.reports.metadata import Metadata, check_dates, read_metadata
 from clipit.reports.report_tables import TABLE_FORMATS, read_huggingface_reports, read_table_file
+from clipit.reports.symbol_fonts import translate_symbols
 from clipit.reports.tcga import read_tcga
 from clipit.reports.textfiles import RawReport, is_text, read_lines, read_texts
 
@@ -166,7 +167,7 @@ def _check_options(config: ReportsConfig, format_name: str, path: Path) -> None:
         raise ConfigError(
             f"options that do not apply to reports in the format {format_name}: {', '.join(ignored)}",
             where=config.path,
-            fix="remove these options, or correct reports.path or reports.format",
+            fix="remove these options (a column is removed with null), or correct reports.path or reports.format",
         )
 
 
@@ -271,7 +272,8 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str], *, from_f
                 f"{raw.where}: this report contains {counted(nulls, 'null character')}, which a damaged disk or an "
                 "incomplete copy leaves in place of text; compare the file with its original"
             )
-        if not any(char.isalnum() for char in raw.text) or raw.text.strip() in MISSING_VALUES:
+        text = translate_symbols(raw.text)
+        if not any(char.isalnum() for char in text) or text.strip() in MISSING_VALUES:
             empty += 1
             problems.append(f"{raw.where}: empty report")
             continue
@@ -297,7 +299,7 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str], *, from_f
                 else "make the ids unique, or set reports.group_column to this column and remove reports.id_column",
             )
         locations[name] = raw.where
-        reports.append(Report(name, raw.text, raw.organ, raw.group, raw.label, raw.date))
+        reports.append(Report(name, text, raw.organ, raw.group, raw.label, raw.date))
     where = list(locations.values())
     check_rounded([report.report_id for report in reports], "id", where.__getitem__, None)
     check_rounded([report.group for report in reports], "group", where.__getitem__, None)

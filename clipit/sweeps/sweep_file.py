@@ -241,6 +241,6 @@ def raise_sweep_problems(problems: Sequence[str], path: Path) -> None:
         raise ConfigError(
             f"{counted(len(distinct), 'problem')} in the sweep; no trial was run:\n    {listed}{more}",
             where=path,
-            fix="correct the file; `clipit init sweeps/lora_rank` prints an example, and `clipit train --help` "
+            fix="correct the file; `clipit init sweeps/lora_rank` prints an example, and `clipit train --help-keys` "
             "explains every key that can be swept",
         )

@@ -8,7 +8,9 @@ from tiny_models import MakeFile
 
 from clipit.comparison.compare import compare
 from clipit.comparison.judged_arms import check_controls
+from clipit.comparison.own_report_arms import resolve_plan_arm
 from clipit.comparison.plan import plan_comparison
+from clipit.comparison.tune import run_trials
 from clipit.doctor.configs import check_config
 from clipit.errors import ConfigError
 
@@ -100,4 +102,13 @@ def test_terms_without_text_and_terms_of_single_arms_are_accepted(
 ) -> None:
     file = configure_file({"comparison.arms": ARMS, "comparison.seeds": [1], **keys})
     for plan in plan_comparison(file.run, file.comparison):
-        check_controls(plan)
+        configs = {arm: resolve_plan_arm(plan, arm) for arm in plan.arms}
+        check_controls(configs, plan.comparison, plan.config.arms)
+
+
+def test_tuning_checks_the_controls_before_training(configure_file: MakeFile, tmp_path: Path) -> None:
+    output = {"output": str(tmp_path)}
+    file = configure_file({"comparison.arms": ARMS, "terms": ON, **output})
+    with pytest.raises(ConfigError, match=r"(?s)'mine' reads reports.*\(terms\.mine\.weight: 0\)"):
+        run_trials(file.run, file.comparison)
+    assert not list(tmp_path.rglob("runs"))

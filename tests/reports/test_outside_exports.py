@@ -218,3 +218,10 @@ def test_symbols_of_unknown_fonts_are_counted(tmp_path: Path) -> None:
     (tmp_path / "r.txt").write_text("\n".join(texts), encoding="utf-8")
     (problem,) = read_reports(ReportsConfig(path=str(tmp_path / "r.txt"))).problems
     assert problem.startswith("1 report contains private-use characters, which are dropped, such as \\ue123")
+
+
+def test_report_of_private_use_characters_is_not_empty(tmp_path: Path) -> None:
+    text = "Adenocarcinoma of the colon"
+    (tmp_path / "r.txt").write_text("".join(chr(0xF000 + ord(char)) for char in text), encoding="utf-8")
+    corpus = read_reports(ReportsConfig(path=str(tmp_path / "r.txt")))
+    assert [report.text for report in corpus.reports] == [text] and not corpus.problems

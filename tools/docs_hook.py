@@ -14,7 +14,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 _RENAMED = {"README.md": "index.md"}
 _ADDED = ("*.md", "data_cards/*.md", "results/*.csv", "results/README.md", "results/tuning/*")
-_NOTEBOOK = "tutorial_python.py"
+_NOTEBOOK, _NOTEBOOK_PAGE = "tutorial_python.py", "tutorial_python.md"
 _SOURCE_LINK = re.compile(r"\[([^\]]*)\]\((?:\.\./)*((?:clipit|configs|scripts|tests|tools)/[^)]*)\)")
 
 
@@ -29,8 +29,7 @@ def on_files(files: Files, config: Any) -> Files:
 
     notebook = rendered_notebook(ROOT / "docs" / _NOTEBOOK, CACHE)
     download = f"[Download this notebook]({_NOTEBOOK}): it is a script, and opens in Jupyter with jupytext.\n"
-    page = _NOTEBOOK.replace(".py", ".md")
-    files.append(File.generated(config, page, content=f"{notebook.markdown}\n{download}"))
+    files.append(File.generated(config, _NOTEBOOK_PAGE, content=f"{notebook.markdown}\n{download}"))
     for name, picture in notebook.pictures.items():
         files.append(File.generated(config, name, content=picture))
     return files
@@ -39,6 +38,8 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Rewrite links between docs/ and the root of the repository; replace links to source files with their paths."""
     markdown = _SOURCE_LINK.sub(r"\1 (`\2`)", markdown)
+    if page.file.src_uri != _NOTEBOOK_PAGE:  # that page offers the script itself
+        markdown = markdown.replace(f"{_NOTEBOOK})", f"{_NOTEBOOK_PAGE})")
     if page.file.src_uri in ("index.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         markdown = re.sub(r"(\]\(|!\[[^\]]*\]\()docs/", r"\1", markdown)
         markdown = re.sub(r"\]\((data_cards|results)/?\)", r"](\1/README.md)", markdown)

@@ -23,6 +23,7 @@ MIN_ROWS, MAX_ROWS = 39, 256
 _OTHER_ROWS = 65_536  # training rows of rotations and scalar codes, which have no centroids
 _MAX_BYTES = 2 * 2**30  # maximum bytes of training rows, unless the recommended minimum exceeds it
 _BLOCK = 65_536  # number of rows that are added at once
+_NO_LISTS = re.compile(r"IVF0+(?!\d)")
 _OPQ_CENTROIDS = 256  # number of centroids of the 8-bit codes used to train a rotation
 
 
@@ -183,12 +184,15 @@ def _empty_index(key: str, dim: int, rows: int) -> Any:
     """
     import faiss
 
+    invalid = f"correct the key (PQ<m> needs an m that divides {dim}), or use HNSW32 or Flat"
     try:
+        if _NO_LISTS.search(key):
+            raise _build_error(key, rows, "it has no lists", invalid)
         index = faiss.index_factory(dim, key, faiss.METRIC_L2)
     except RuntimeError as error:
         if is_limit(error):
             raise
-        raise _build_error(key, rows, str(error).strip().splitlines()[-1]) from None
+        raise _build_error(key, rows, str(error).strip().splitlines()[-1], invalid) from None
     centroids = _centroids(index)
     if rows < centroids:
         reason = f"it has {centroids:,} lists or codes, each of which needs about {MIN_ROWS} snippets"
@@ -196,13 +200,13 @@ def _empty_index(key: str, dim: int, rows: int) -> Any:
     return index
 
 
-def _build_error(key: str, rows: int, reason: str) -> ConfigError:
+def _build_error(key: str, rows: int, reason: str, fix: str = "") -> ConfigError:
     smaller = fitting_key(key, rows)
     alternative = "a key with fewer lists" if smaller == key else smaller
     return ConfigError(
         f"faiss cannot build index {key!r} for {counted(rows, 'snippet')}: {reason}",
         where="pairing.index",
-        fix=f"use {alternative}, HNSW32 (needs no training) or Flat (exact)",
+        fix=fix or f"use {alternative}, HNSW32 (needs no training) or Flat (exact)",
     )
 
 

@@ -65,6 +65,9 @@ def load_error(path: str, key: str, error: Exception, *, local: bool, files: lis
     if advice := next((advice for mark, advice in _ADVICE.items() if mark in str(error)), ""):
         hub = f"download it (hf download --repo-type dataset), set {key} to the folder, and "
         fix = advice if local or advice.startswith(_ACCESS) else f"{hub}{advice}"
+    cache = str(datasets.config.HF_DATASETS_CACHE)
+    if isinstance(error, OSError) and error.filename and f"{cache}/".startswith(f"{error.filename}/"):
+        fix = f"set HF_HOME or HF_DATASETS_CACHE to a folder that you can write to; it is now {cache}"
     if local and "doesn't contain any data files" in str(error):
         fix = f"set {key} to the folder of a data set; the datasets package does not follow links to folders"
     if local and isinstance(error, datasets.exceptions.DataFilesNotFoundError):

@@ -18,6 +18,7 @@ from clipit.errors import DataError
 from clipit.images.image_set import open_images
 from clipit.input_files.csv_delimiter import layout_hint
 from clipit.input_files.data_files import cell_text, list_files, load_huggingface
+from clipit.input_files.dataset_errors import load_error
 from clipit.input_files.nearby_files import similar_names
 from clipit.input_files.zip_files import compression
 from clipit.reports.readers import read_reports
@@ -406,3 +407,18 @@ def test_folder_names_that_the_datasets_package_reads_as_patterns_are_errors(nam
     with pytest.raises(DataError, match=r"(?s)in a path as a pattern.*rename the folder"):
         load_huggingface(str(tmp_path / name), key="reports.path")
     assert load_huggingface(str(tmp_path / "reports 1"), key="reports.path")["train"].num_rows == 1
+
+
+def test_cache_folder_that_cannot_be_created_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "r.csv").write_text("text\nA report\n", encoding="utf-8")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "datasets")
+    error = NotADirectoryError(20, "Not a directory", str(tmp_path / "file"))
+    advice = load_error(str(tmp_path / "reports"), "reports.path", error, local=True, files=[]).fix
+    assert (
+        advice
+        == f"set HF_HOME or HF_DATASETS_CACHE to a folder that you can write to; it is now {tmp_path}/file/datasets"
+    )

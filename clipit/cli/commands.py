@@ -111,7 +111,7 @@ OWN_OPTIONS: dict[str, tuple[str, ...]] = {
     "segment": ("--record", "--run"),
     "robustness": ("--record", "--run"),
 }
-"""Options of each command other than configuration keys, `--help`, and `--config` of the commands in `READS_KEYS`."""
+"""Options of each command other than configuration keys, `--help`, and `--config` and `--help-keys` of `READS_KEYS`."""
 
 
 def command_names() -> list[str]:

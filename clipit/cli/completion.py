@@ -54,7 +54,9 @@ def completion_script(shell: str) -> str:
         return "\n".join([*lines, *_fish()])
     if shell == "zsh":
         lines.append("autoload -U +X bashcompinit && bashcompinit")
-    options = {name: f"--help{'' if name not in READS_KEYS else ' --config $keys'}" for name in _command_lines()}
+    options = {
+        name: f"--help{'' if name not in READS_KEYS else ' --help-keys --config $keys'}" for name in _command_lines()
+    }
     for name in options:
         own_options = [*OWN_OPTIONS.get(name, ()), *(f"--{key}=" for key in _section_keys(READS_KEYS.get(name, ())))]
         options[name] = " ".join([options[name], *own_options])
@@ -84,6 +86,7 @@ def _fish() -> list[str]:
     readers = _seen(*READS_KEYS)
     description = "YAML file, or the name of a shipped configuration"
     lines.append(f"complete -c clipit -n '{readers}' -l config -r -a '{' '.join(_config_names())}' -d '{description}'")
+    lines.append(f"complete -c clipit -n '{readers}' -l help-keys -d 'list all configuration keys'")
     lines += [f"complete -c clipit -n '{readers}' -l {key} -r" for key in _run_keys()]
     for section in sorted({section for sections in READS_KEYS.values() for section in sections}):
         seen = _seen(*(name for name, sections in READS_KEYS.items() if section in sections))

@@ -6,15 +6,20 @@ Without --config, the configurations in the current folder are checked. The exit
 import os
 import sys
 
+from clipit.config.command_line import HELP_KEYS, HELP_KEYS_OPTION, read_file_command
 from clipit.config.computing_options import OptionParser
+from clipit.config.file import SECTIONS
 from clipit.config.shipped import config_file
 from clipit.errors import ConfigError, user_errors
 
 
 def main() -> None:
     """Run the command."""
+    if HELP_KEYS in sys.argv:
+        read_file_command(__doc__, SECTIONS)
     parser = OptionParser(description=__doc__, usage="%(prog)s [--config FILE [--section.key=value ...]] [--models]")
     parser.add_argument("--config", type=config_file, help="YAML file of a run; its keys can be overridden")
+    parser.add_argument(HELP_KEYS, **HELP_KEYS_OPTION)
     parser.add_argument("--models", action="store_true", help="print the tables of known models and exit")
     options, keys = parser.parse_known_args()
     with user_errors():

@@ -53,7 +53,9 @@ def study(arguments: list[str]) -> None:
     """Measure how much the wording of prompts matters."""
     extra = {"--run": {"type": run_path, "help": "folder of a run whose student is also evaluated"}, **RECORD_OPTION}
     description = "Measure how much the wording of prompts matters."
-    file, options = read_file_command(description, ["prompt_study"], arguments, extra, needs_reports=False)
+    file, options = read_file_command(
+        description, ["prompt_study"], arguments, extra, needs_reports=False, config_usage="study --config FILE"
+    )
     check_prompt_files(file)
     if options.record:
         check_export(options.record)

@@ -3,6 +3,9 @@
 Additional options (--config=FILE, --section.key=value) change the configuration shared by all trials.
 """
 
+import sys
+
+from clipit.config.command_line import HELP_KEYS, HELP_KEYS_OPTION, read_file_command
 from clipit.config.computing_options import OptionParser
 from clipit.config.shipped import config_file
 from clipit.errors import user_errors
@@ -11,6 +14,8 @@ from clipit.prompts.early_check import check_run_prompts
 
 def main() -> None:
     """Parse the command line, check all trials, run the unfinished ones and print the table."""
+    if HELP_KEYS in sys.argv:
+        read_file_command(__doc__, ())
     parser = OptionParser(
         description=__doc__,
         usage="%(prog)s FILE [--config FILE] [options] [--section.key=value ...]",
@@ -22,6 +27,7 @@ def main() -> None:
         metavar="FILE",
         help="YAML file or name of a shipped configuration that the trials modify (default: as in the sweep file)",
     )
+    parser.add_argument(HELP_KEYS, **HELP_KEYS_OPTION)
     parser.add_argument(
         "--launch", metavar="COMMAND", help='start each trial in separate processes: "accelerate launch ..."'
     )

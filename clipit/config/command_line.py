@@ -32,7 +32,9 @@ from clipit.config.run import RunConfig
 from clipit.config.shipped import config_file
 from clipit.errors import ConfigError
 
-_HELP_KEYS = "--help-keys"
+HELP_KEYS = "--help-keys"
+"""Option that lists all configuration keys that a command reads."""
+HELP_KEYS_OPTION: dict[str, Any] = {"action": "store_true", "help": "list all configuration keys and exit"}
 _MAX_SHOWN = 500  # maximum number of characters of the options shown in a message
 AGENTS: dict[str, dict[str, Any]] = {
     "--agents": {
@@ -90,7 +92,7 @@ def read_file_command(
         needs_reports: Whether to reject a `reports` section without a path; if False, such a section is ignored.
         needs_config: Whether `--config` is required.
         default_config: Name of the shipped configuration that is read if `--config` is missing; None for no default.
-        config_usage: How `--config` is shown in the usage message, if it is required.
+        config_usage: What follows the name of the program in the usage message, if `--config` is required.
 
     Returns:
         The validated file, and the command's own options. The run's keys that were given as options are listed in
@@ -108,11 +110,11 @@ def read_file_command(
     for name, keywords in (extra or {}).items():
         path_type = {"type": option_path} if keywords.get("type") is Path else {}
         parser.add_argument(name, **(keywords | path_type))
-    if {"-h", "--help", _HELP_KEYS} & {*arguments}:
+    if {"-h", "--help", HELP_KEYS} & {*arguments}:
         config = config_usage if needs_config and default is None else "[--config FILE]"
         usage = f"%(prog)s {config} [--section.key=value ...]"
         help_parser = argparse.ArgumentParser(usage=usage, description=description, parents=[parser])
-        _add_keys(help_parser, sections, all_keys=_HELP_KEYS in arguments)
+        _add_keys(help_parser, sections, all_keys=HELP_KEYS in arguments)
         help_parser.parse_args(["--help"])
     settings = _settings(tuple(sections))
     types = key_types(settings)
@@ -156,11 +158,11 @@ def _add_keys(parser: argparse.ArgumentParser, sections: Sequence[str], *, all_k
     Args:
         all_keys: Whether to add all keys of the run; otherwise, only the most common ones are added.
     """
-    parser.add_argument(_HELP_KEYS, action="store_true", help="list all configuration keys and exit")
+    parser.add_argument(HELP_KEYS, **HELP_KEYS_OPTION)
     groups = describe_run()
     if not all_keys:
         common = {key: entry for part in groups.values() for key, entry in part.keys.items() if key in COMMON_KEYS}
-        groups = {"": SectionEntry(f"The most common keys; {_HELP_KEYS} lists all.", common)}
+        groups = {"": SectionEntry(f"The most common keys; {HELP_KEYS} lists all.", common)}
     groups |= {name: entry for section in sections for name, entry in describe_section(section).items()}
     own_options = {*parser._option_string_actions}  # a command's own option takes the place of the key
     for name, section in groups.items():
@@ -234,7 +236,7 @@ def _parse(known: Mapping[str, str], settings: type[BaseSettings]) -> dict[str, 
             f"cannot parse {shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + '...'} ({error})",
             where="the command line",
             fix="write lists and sections as JSON in single quotes: '[1, 2]', '{\"rank\": 8}'; "
-            f"clipit train {_HELP_KEYS} lists the keys of a run",
+            f"clipit train {HELP_KEYS} lists the keys of a run",
         ) from None
     return values
 

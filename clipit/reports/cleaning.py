@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable
 from itertools import pairwise
 
 from clipit.reports.headings import STRONG, WEAK
-from clipit.reports.symbol_fonts import translate_symbols
 
 LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
@@ -105,8 +104,8 @@ _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
 
 
 def _normalise_characters(text: str) -> str:
-    """Expand ligatures, normalise dashes, quotes and symbols, and drop invisible characters."""
-    text = translate_symbols(text).translate(LIGATURES).translate(_PUNCTUATION)
+    """Expand ligatures, normalise dashes and quotes, and drop invisible characters."""
+    text = text.translate(LIGATURES).translate(_PUNCTUATION)
     text = _MIDDLE_DOT.sub(" ", _DECIMAL_DOT.sub(".", text))
     out: list[str] = []
     for char in text.replace("\r\n", "\n").replace("\r", "\n"):

@@ -69,20 +69,22 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[SlideRun], list[str]]:
     folders: dict[Path, Path] = {}
     notes = []
     for path in paths:
-        candidates = _run_folders(path)
+        candidates, incomplete = _run_folders(path), _without_config(path)
+        listed = (
+            f"{counted(len(incomplete), 'classifier')} without {_CONFIG}: {shortlist([f.name for f in incomplete])}"
+        )
         untrained = [folder for folder in candidates if not is_trained(folder)]
         if len(untrained) == len(candidates):
             raise DataError(
-                "this folder does not contain a trained run",
+                "this folder does not contain a trained run" + (f", only {listed}" if incomplete else ""),
                 where=path,
                 fix="pass folders of runs, such as outputs/runs/NAME/ARM-seed0, or a folder that contains them",
             )
         if untrained:
             names = shortlist([folder.name for folder in untrained])
             notes.append(f"skipped {counted(len(untrained), 'untrained run')} in {path}: {names}")
-        if incomplete := _without_config(path):
-            names = shortlist([folder.name for folder in incomplete])
-            notes.append(f"skipped {counted(len(incomplete), 'run')} without {_CONFIG} in {path}: {names}")
+        if incomplete:
+            notes.append(f"in {path}, skipped {listed}")
         folders |= {folder.resolve(): folder for folder in candidates if folder not in untrained}
     runs = [_read_run(folder) for folder in folders.values()]
     order = list(dict.fromkeys(run.arm for run in runs))
@@ -99,7 +101,9 @@ def _run_folders(path: Path) -> list[Path]:
 
 def _without_config(path: Path) -> list[Path]:
     """List the folders that contain a classifier, but not the configuration of its run."""
-    exported = {file.parents[1] for depth in _DEPTHS for file in path.glob(f"{depth}/{CLASSIFIER}/{DESCRIPTION}")}
+    exported = {
+        file.parents[1] for depth in (".", *_DEPTHS) for file in path.glob(f"{depth}/{CLASSIFIER}/{DESCRIPTION}")
+    }
     return sorted(folder for folder in exported if not (folder / _CONFIG).is_file())
 
 

@@ -106,7 +106,8 @@ def write_faiss(
     except RuntimeError as error:
         if is_limit(error):
             raise
-        raise _build_error(key, len(rows), str(error).strip().splitlines()[-1]) from None
+        reason = str(error).strip().splitlines()[-1]
+        raise _build_error(key, len(rows), reason, _smaller(key, len(rows))) from None
     with whole_file(path) as temporary:
         faiss.write_index(index, str(temporary))
 
@@ -184,30 +185,32 @@ def _empty_index(key: str, dim: int, rows: int) -> Any:
     """
     import faiss
 
-    invalid = f"correct the key (PQ<m> needs an m that divides {dim}), or use HNSW32 or Flat"
+    if _NO_LISTS.search(key):
+        raise _build_error(key, rows, "it has no lists", "use a key with lists, such as IVF16,Flat, or Flat")
     try:
-        if _NO_LISTS.search(key):
-            raise _build_error(key, rows, "it has no lists", invalid)
         index = faiss.index_factory(dim, key, faiss.METRIC_L2)
     except RuntimeError as error:
         if is_limit(error):
             raise
-        raise _build_error(key, rows, str(error).strip().splitlines()[-1], invalid) from None
+        fix = f"correct the key (PQ<m> needs an m that divides {dim}), or use HNSW32 or Flat"
+        raise _build_error(key, rows, str(error).strip().splitlines()[-1], fix) from None
     centroids = _centroids(index)
     if rows < centroids:
         reason = f"it has {centroids:,} lists or codes, each of which needs about {MIN_ROWS} snippets"
-        raise _build_error(key, rows, reason)
+        raise _build_error(key, rows, reason, _smaller(key, rows))
     return index
 
 
-def _build_error(key: str, rows: int, reason: str, fix: str = "") -> ConfigError:
+def _build_error(key: str, rows: int, reason: str, fix: str) -> ConfigError:
+    problem = f"faiss cannot build index {key!r} for {counted(rows, 'snippet')}: {reason}"
+    return ConfigError(problem, where="pairing.index", fix=fix)
+
+
+def _smaller(key: str, rows: int) -> str:
+    """Suggest indexes that need fewer rows."""
     smaller = fitting_key(key, rows)
     alternative = "a key with fewer lists" if smaller == key else smaller
-    return ConfigError(
-        f"faiss cannot build index {key!r} for {counted(rows, 'snippet')}: {reason}",
-        where="pairing.index",
-        fix=fix or f"use {alternative}, HNSW32 (needs no training) or Flat (exact)",
-    )
+    return f"use {alternative}, HNSW32 (needs no training) or Flat (exact)"
 
 
 def _centroids(index: Any) -> int:

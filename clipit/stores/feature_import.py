@@ -120,16 +120,10 @@ def _check_unit_vectors(slide: SlideFeatures, vectors: Float32[np.ndarray, "_ di
     wrong = undefined | (np.abs(norms - 1) > _TOLERANCE)
     if not wrong.any():
         return
-    recompute = "compute the features of this slide again"
-    if undefined.any():
-        count = counted(int(undefined.sum()), "feature vector is", "feature vectors are")
-        problem, fix, wrong = f"{count} not finite", recompute, undefined
-    elif zero.any():
-        problem, fix, wrong = (
-            f"{counted(int(zero.sum()), 'feature vector is', 'feature vectors are')} all zeros",
-            recompute,
-            zero,
-        )
+    fix = "compute the features of this slide again"
+    if undefined.any() or zero.any():
+        wrong, kind = (undefined, "not finite") if undefined.any() else (zero, "all zeros")
+        problem = f"{counted(int(wrong.sum()), 'feature vector is', 'feature vectors are')} {kind}"
     elif wrong.mean() > 0.5:
         problem = (
             f"the vectors have a median norm of {np.median(norms[wrong]):.3g} instead of 1: features before the "
@@ -138,7 +132,6 @@ def _check_unit_vectors(slide: SlideFeatures, vectors: Float32[np.ndarray, "_ di
         fix = "compute projected and normalised features (TRIDENT's conch_v1: with_proj=True, normalize=True)"
     else:
         problem = f"{counted(int(wrong.sum()), 'vector has', 'vectors have')} a norm other than 1"
-        fix = recompute
     ids = slide.ids
     listed = shortlist([ids[start + row] for row in np.flatnonzero(wrong).tolist()], 3)
     raise DataError(f"{problem}: {listed}", where=slide.path, fix=fix)

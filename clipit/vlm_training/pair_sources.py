@@ -16,6 +16,7 @@ from clipit.errors import ClipitError, DataError, counted, shortlist
 from clipit.input_files.data_files import MISSING_VALUES, cell_text
 from clipit.input_files.mangled_names import check_rounded
 from clipit.input_files.spelling import check_column_spelling
+from clipit.reports.symbol_fonts import translate_symbols
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import column_advice
 from clipit.tiles.hold_out import hold_out_validation
@@ -206,12 +207,12 @@ def _read_shards(config: TilesConfig, section: PairsConfig, root: Path) -> tuple
 
 
 def _caption(value: Any, where: object, row_name: str) -> str:
-    """Replace line breaks and other white space in a text with single spaces."""
+    """Translate symbols in a text, and replace line breaks and other white space with single spaces."""
     try:
         text = cell_text(" ".join(value.split()) if isinstance(value, str) else value)
     except ValueError as error:
         raise DataError(f"the text of {row_name} contains {error}", where=where, fix="correct this text") from error
-    return "" if text in MISSING_VALUES else text
+    return "" if text in MISSING_VALUES else translate_symbols(text)
 
 
 def _check_splits(source: SourceTiles) -> None:

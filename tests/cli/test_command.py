@@ -250,12 +250,23 @@ def test_completion_offers_the_options_in_the_help(
     keys = {*all_keys()}
     read = READS_KEYS.get(name, ())
     own_options = {option.removeprefix("--") for option in OWN_OPTIONS.get(name, ())} | (
-        {"config"} if name in READS_KEYS else set()
+        {"config", "help-keys"} if name in READS_KEYS else set()
     )
     parsed = "lora.rank" in listed  # a few commands accept configuration keys without listing them
-    assert listed - keys == (own_options | {"help"} | ({"help-keys"} if parsed else set())) - keys
+    assert listed - keys == (own_options | {"help"}) - keys
     assert {key.partition(".")[0] for key in listed & keys} & {*SECTIONS} == ({*read} if parsed else set())
     assert name in READS_KEYS or not parsed
+
+
+@pytest.mark.parametrize("name", sorted(READS_KEYS))
+def test_help_keys_lists_the_keys_of_every_command_that_reads_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run(monkeypatch, *name.split(), "--help-keys")
+    output = capsys.readouterr().out
+    assert output.startswith(f"usage: clipit {name} ") and "--lora.alpha VALUE" in output
+    assert "--help-keys" in completion_script("bash").partition(f'"{name}") words=')[2].partition("\n")[0]
 
 
 def test_interrupt_during_import_exits_cleanly(

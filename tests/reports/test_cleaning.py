@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 from clipit.reports.cleaning import clean_text, compound_words, drop_long_words, trim
 from clipit.reports.sentences import split_sentences
 
-
-def private_use(text: str) -> str:
-    """Store the characters of a text as some PDFs do."""
-    return "".join(chr(0xF000 + ord(char)) for char in text)
-
-
-LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st", "\uf06d": "\u00b5"}
+LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
 # Noisy text has runs of characters because cleaning shortens runs of anything but letters and digits.
 NOISE = list("aZeé0159 \t\n\r\f.,;:-_|=*()!ﬁ\u00ad\u200b\u2022\u2014ßµ")
 NOISY = st.lists(st.builds(str.__mul__, st.sampled_from(NOISE), st.integers(1, 4)), max_size=40).map("".join)
@@ -77,18 +71,6 @@ def test_output_is_tidy(text: str) -> None:
         ("Colon --- polyp\n--- Diagnosis ---", "Colon polyp\nDiagnosis"),
         ("CD20 ------ CK20 -negative", "CD20 CK20 -negative"),
         ("EWSR1::FLI1 and:: : HER2, hi::story", "EWSR1::FLI1 and: HER2, hi:story"),
-        ("\uf0fe yes \uf0a8 no, \uf0a3 5 \uf06dm", "\u2611 yes \u2610 no, \u2264 5 \u00b5m"),
-        ("Ki-67 \uf03c 5%, margin \uf03e 10 mm, 37\uf0b0C", "Ki-67 < 5%, margin > 10 mm, 37\u00b0C"),
-        ("\uf062-catenin, \uf067\uf064 T cells, p \uf0b9 0", "\u03b2-catenin, \u03b3\u03b4 T cells, p \u2260 0"),
-        ("Findings:\n\uf06e Size 3 cm\n \uf0d8 \uf06c-chain free", "Findings:\n- Size 3 cm\n- \u03bb-chain free"),
-        (private_use("Margin of 3 cm, a B"), "Margin of 3 cm, a B"),
-        (f"Diagnosis: {private_use('MUCINOUS, pT3 N0')}", "Diagnosis: MUCINOUS, pT3 N0"),
-        (f"{private_use('tumour')} \uf0b3 5 mm \uf0fe yes, \uf061-SMA", "tumour \u2265 5 mm \u2611 yes, \u03b1-SMA"),
-        (
-            "Grade \uf06f\uf06f\uf06f\uf06f \uf0b3 5 mm, \uf0d8 clear",
-            "Grade \u25a1\u25a1\u25a1\u25a1 \u2265 5 mm, - clear",
-        ),
-        ("in\uf001ltrating \uf002ow", "infiltrating flow"),
         ("in\ufb01ltrating \u2014 \u201cglands\u201d", 'infiltrating - "glands"'),
         ("the tumor\n\ninvades fat.\nMargins:\nfree", "the tumor invades fat.\nMargins:\nfree"),
         ("Tumour 5\u00b72 cm; pT2\u00b7N0 \u00b7 Margins free", "Tumour 5.2 cm; pT2 N0\n- Margins free"),

@@ -128,7 +128,13 @@ def test_runs_without_a_configuration_are_skipped_with_a_note(models: Path, tmp_
     (tmp_path / "clip_it_all-seed1/config.yaml").unlink()
     runs, notes = find_runs([tmp_path])
     assert [run.seed for run in runs] == [0]
-    assert notes == [f"skipped 1 run without config.yaml in {tmp_path}: clip_it_all-seed1"]
+    assert notes == [f"in {tmp_path}, skipped 1 classifier without config.yaml: clip_it_all-seed1"]
+    for folder in (tmp_path / "clip_it_all-seed1", tmp_path):
+        (folder / "clip_it_all-seed0/config.yaml").unlink(missing_ok=True)
+        with pytest.raises(
+            DataError, match=r"not contain a trained run, only [12] classifiers? without config\.yaml: clip_it"
+        ):
+            find_runs([folder])
 
 
 def test_invalid_comparisons_are_errors_before_anything_is_scored(models: Path, slides: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_fitting_key_reduces_a_key_to_the_number_of_rows(key: str, rows: int, fi
         ("OPQ8,PQ8x4", 255, r"has 256 lists or codes(?s:.*)use PQ8x2,"),
         ("IVF4,PQ8x4,RFlat", 15, r"has 16 lists or codes"),
         ("PQ7", 1000, r"dimension(?s:.*)pairing\.index(?s:.*)PQ<m> needs an m that divides 16"),
-        ("IVF0,Flat", 1000, r"it has no lists(?s:.*)correct the key"),
+        ("IVF0,Flat", 1000, r"it has no lists(?s:.*)use a key with lists"),
     ],
 )
 def test_keys_that_need_more_rows_are_an_error_before_training(key: str, rows: int, message: str) -> None:

@@ -69,6 +69,12 @@ def test_missing_values_are_not_texts(config: RunConfig, tmp_path: Path) -> None
     assert {"nan", "NULL"}.isdisjoint(make(config, section).texts)
 
 
+def test_symbols_in_texts_are_translated(config: RunConfig, tmp_path: Path) -> None:
+    content = [*rows(), ("images/train-003.png", "\uf062-catenin \uf03c 5%", "train-0")]
+    texts = make(config, write_table(tmp_path / "pairs.csv", config, content)).texts
+    assert "\u03b2-catenin < 5%" in texts
+
+
 def test_every_image_is_paired_with_its_texts_and_groups_do_not_cross_splits(config: RunConfig, tmp_path: Path) -> None:
     content = [*rows(), ("images/train-003.png", "a second text", "train-0")]
     section = write_table(tmp_path / "pairs.csv", config, content)

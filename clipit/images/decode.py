@@ -27,6 +27,7 @@ _EIGHT_BIT = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", 
 _BITS_PER_SAMPLE, _SUBFILE_TYPE, _SAMPLE_FORMAT, _DESCRIPTION, _COLOURS = 258, 254, 339, 270, 320  # TIFF tags
 _NAME_LENGTH = 100  # leading characters of a description that may name the image
 _PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES = 262, 277, 338  # TIFF tags
+_COMPRESSION, _PREDICTOR, _PACKBITS = 259, 317, 32773  # TIFF tags, and a compression
 _COLOUR_CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # by photometric interpretation
 _REDUCED_OR_MASK = 0b101  # bits of the subfile type: a smaller copy of another page, a transparency mask
 _ANIMATIONS = frozenset({"GIF", "PNG", "WEBP"})
@@ -46,6 +47,7 @@ _UPRIGHT = {
 """Operation that turns an image upright, for each value of its orientation."""
 _ORIENTATION_SOURCES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 _CHECKED = frozenset({"BMP", "JPEG", "PNG", "TIFF", "WEBP"})  # formats in which Pillow does not report some damage
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0")  # the last is a BigTIFF
 _JPEG_END = b"\xff\xd9"
 _noted_ignored_channel = False  # whether this process has logged that a channel is ignored
 
@@ -101,6 +103,11 @@ def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Im
             start = stream.read(4)
         if start == b"MM\0+":
             raise ImageError("Pillow cannot read a big-endian BigTIFF; save it as an ordinary TIFF or PNG") from None
+        if start in _TIFF_STARTS:
+            raise ImageError(
+                "Pillow cannot read this TIFF: it is damaged, or its compression or pixel format is not supported; "
+                "save it as PNG, or as TIFF with LZW compression"
+            ) from None
         raise ImageError("the bytes are not an image in a known format") from None
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions for corrupt data
         if isinstance(error, OSError) and error.errno is not None:
@@ -276,6 +283,8 @@ def _check_pixel_format(image: Image.Image) -> None:
         raise ImageError(f"a TIFF with {samples} channels, of which {colourless}: save the image as RGB")
     if is_unspecified:
         _note_ignored_channel(str(getattr(image, "filename", "")))
+    if tags.get(_PREDICTOR, 1) != 1 and tags.get(_COMPRESSION) == _PACKBITS:  # libtiff would ignore the predictor
+        raise ImageError("a TIFF with a predictor and PackBits compression: save it with LZW compression")
     colours = getattr(image, "tag_v2", {}).get(_COLOURS, ())
     if colours and 0 < max(colours) < 256:  # some programs write 8-bit values, but TIFF palettes have 16 bits
         raise ImageError("a TIFF palette with 8-bit values, which would be read as black: convert the image to RGB")

@@ -77,6 +77,21 @@ def test_packbits_data_is_checked_in_the_bit_order_of_the_file() -> None:
         assert np.array_equal(np.asarray(opened), SMOOTH)
 
 
+@pytest.mark.parametrize(
+    ("compression", "predictor", "message"),
+    [
+        ("packbits", True, "a predictor and PackBits compression: save it with LZW"),  # libtiff returns differences
+        ("jpeg2000", False, "cannot read this TIFF: .* compression or pixel format is not supported; save it as PNG"),
+    ],
+)
+def test_a_tiff_that_pillow_would_misread_or_cannot_read_is_an_error(
+    tmp_path: Path, compression: str, predictor: bool, message: str
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", SMOOTH, photometric="rgb", compression=compression, predictor=predictor)
+    with pytest.raises(ImageError, match=message):
+        decode(tmp_path / "a.tif")
+
+
 def test_a_big_endian_bigtiff_is_an_error(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", SMOOTH, photometric="rgb", bigtiff=True, byteorder=">")
     for source in (tmp_path / "a.tif", io.BytesIO((tmp_path / "a.tif").read_bytes())):

@@ -1,5 +1,6 @@
 """Errors of the `datasets` package, whose exceptions do not name the file."""
 
+import errno
 import logging
 import re
 from collections.abc import Iterator
@@ -65,8 +66,8 @@ def load_error(path: str, key: str, error: Exception, *, local: bool, files: lis
     if advice := next((advice for mark, advice in _ADVICE.items() if mark in str(error)), ""):
         hub = f"download it (hf download --repo-type dataset), set {key} to the folder, and "
         fix = advice if local or advice.startswith(_ACCESS) else f"{hub}{advice}"
-    cache = str(datasets.config.HF_DATASETS_CACHE)
-    if isinstance(error, OSError) and error.filename and f"{cache}/".startswith(f"{error.filename}/"):
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    if isinstance(error, OSError) and error.filename and _prevents_writing(error, cache):
         fix = f"set HF_HOME or HF_DATASETS_CACHE to a folder that you can write to; it is now {cache}"
     if local and "doesn't contain any data files" in str(error):
         fix = f"set {key} to the folder of a data set; the datasets package does not follow links to folders"
@@ -74,6 +75,12 @@ def load_error(path: str, key: str, error: Exception, *, local: bool, files: lis
         names = sorted(file.name for file in Path(path).expanduser().rglob("*") if file.suffix != file.suffix.lower())
         fix = f"write the suffixes of the files in lower case: {shortlist(names, 3)}" if names else fix
     return DataError(f"cannot load this data set: {describe_error(error)}", where=files[-1] if files else path, fix=fix)
+
+
+def _prevents_writing(error: OSError, cache: Path) -> bool:
+    """Return whether the error means that the cache cannot be created, or that files in it cannot be written."""
+    is_denied = isinstance(error, PermissionError) or error.errno == errno.EROFS
+    return cache.is_relative_to(error.filename) or (is_denied and Path(error.filename).is_relative_to(cache))
 
 
 def describe_error(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Test reading data files: listing folders, Hugging Face data sets, and advice for missing files."""
 
+import errno
 import gzip
 import importlib
 import json
@@ -409,16 +410,24 @@ def test_folder_names_that_the_datasets_package_reads_as_patterns_are_errors(nam
     assert load_huggingface(str(tmp_path / "reports 1"), key="reports.path")["train"].num_rows == 1
 
 
-def test_cache_folder_that_cannot_be_created_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotADirectoryError(errno.ENOTDIR, "Not a directory", "/cache"),
+        PermissionError(errno.EACCES, "Permission denied", "/cache/datasets/csv.lock"),
+        OSError(errno.EROFS, "Read-only file system", "/cache/datasets/csv.lock"),
+    ],
+)
+def test_cache_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
     import datasets
 
-    (tmp_path / "reports").mkdir()
-    (tmp_path / "reports" / "r.csv").write_text("text\nA report\n", encoding="utf-8")
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "datasets")
-    error = NotADirectoryError(20, "Not a directory", str(tmp_path / "file"))
-    advice = load_error(str(tmp_path / "reports"), "reports.path", error, local=True, files=[]).fix
-    assert (
-        advice
-        == f"set HF_HOME or HF_DATASETS_CACHE to a folder that you can write to; it is now {tmp_path}/file/datasets"
-    )
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path("/cache/datasets"))
+    advice = load_error(str(tmp_path), "reports.path", error, local=True, files=[]).fix
+    assert advice == "set HF_HOME or HF_DATASETS_CACHE to a folder that you can write to; it is now /cache/datasets"
+
+
+def test_other_errors_do_not_suggest_another_cache(tmp_path: Path) -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "r.csv"))
+    assert "HF_HOME" not in load_error(str(tmp_path), "reports.path", error, local=True, files=[]).fix

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 from labelled_tiles import load_tiles
-from PIL import Image, ImageFile
+from PIL import Image, PngImagePlugin, ImageFile
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
@@ -252,6 +252,15 @@ def test_signed_integer_tiffs_are_refused() -> None:
     with pytest.raises(ImageError, match="signed integer channels"):
         decode(io.BytesIO(content))
     assert decode(io.BytesIO(deep_tiff(8, 1))).size == (4, 4)
+
+
+def test_a_png_with_more_text_than_pillow_reads_is_named() -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Description", "x" * 2_000_000, zip=True)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "pink").save(buffer, "PNG", pnginfo=text)
+    with pytest.raises(ImageError, match="more text than Pillow reads .* save it without the text"):
+        decode(buffer)
 
 
 @pytest.mark.parametrize("scale", [257, 1])

@@ -115,7 +115,9 @@ def decode(source: Path | io.BytesIO, *, compare_pages: bool = True) -> Image.Im
         if is_out_of_memory(error):  # Pillow raises an OSError; the image may be intact
             raise MemoryError(str(error)) from error
         if "PngImagePlugin.MAX_TEXT" in str(error):  # a limit of Pillow against decompression bombs
-            raise ImageError("a PNG with more text than Pillow reads (1 MB a chunk): save it without the text") from error
+            raise ImageError(
+                "a PNG with more text than Pillow reads (1 MB a chunk): save it without the text"
+            ) from error
         reason = f"{type(error).__name__}: {error}"
         clear = isinstance(error, OSError | SyntaxError | ValueError)  # other messages would not help a user
         raise ImageError(reason if clear else f"the file is damaged or truncated ({reason})") from error

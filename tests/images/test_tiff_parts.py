@@ -81,7 +81,7 @@ def test_packbits_data_is_checked_in_the_bit_order_of_the_file() -> None:
     ("compression", "predictor", "message"),
     [
         ("packbits", True, "a predictor and PackBits compression: save it with LZW"),  # libtiff returns differences
-        ("jpeg2000", False, "cannot read this TIFF: .* compression or pixel format is not supported; save it as PNG"),
+        ("jpeg2000", False, r"cannot read this TIFF: .* compression or pixel format is not supported; save it as PNG"),
     ],
 )
 def test_a_tiff_that_pillow_would_misread_or_cannot_read_is_an_error(

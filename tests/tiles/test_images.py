@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 from labelled_tiles import load_tiles
-from PIL import Image, PngImagePlugin, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError
@@ -259,7 +259,7 @@ def test_a_png_with_more_text_than_pillow_reads_is_named() -> None:
     text.add_text("Description", "x" * 2_000_000, zip=True)
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "pink").save(buffer, "PNG", pnginfo=text)
-    with pytest.raises(ImageError, match="more text than Pillow reads .* save it without the text"):
+    with pytest.raises(ImageError, match=r"more text than Pillow reads .* save it without the text"):
         decode(buffer)
 
 

@@ -51,9 +51,8 @@ def with_kept_size(section: TilesConfig, config: RunConfig) -> TilesConfig:
         )
     if not section.streaming or section.keep_pixels is not None:
         return section
-    models = [model for model in (config.vlm, config.second_vlm, config.backbone) if model is not None]
-    sizes = {model.name: input_pixels(model) for model in models}
-    unknown = [name for name, pixels in sizes.items() if pixels is None]
+    sizes = _input_sizes(config)
+    unknown = [name for name, pixels in sizes if pixels is None]
     if unknown:
         raise ConfigError(
             "streamed tiles are resized to the largest input size of the models, but the input size of "
@@ -61,7 +60,24 @@ def with_kept_size(section: TilesConfig, config: RunConfig) -> TilesConfig:
             where="tiles.keep_pixels",
             fix="set it to the largest input size of your models, such as --tiles.keep_pixels=224",
         )
-    return section.model_copy(update={"keep_pixels": max(pixels for pixels in sizes.values() if pixels is not None)})
+    return section.model_copy(update={"keep_pixels": max(pixels for _, pixels in sizes if pixels is not None)})
+
+
+def _input_sizes(config: RunConfig) -> list[tuple[str, int | None]]:
+    """Return the names and input sizes of the models; a VLM and a backbone of the same name may differ in size."""
+    models = (config.vlm, config.second_vlm, config.backbone)
+    return [(model.name, input_pixels(model)) for model in models if model is not None]
+
+
+def cache_key(name: str, config: RunConfig, *sections: str) -> str:
+    """Return the key of configuration sections in a shared cache.
+
+    The size of streamed tiles may depend on the models (see `with_kept_size`), so the key depends on their input sizes.
+    """
+    values: list[object] = [config.model_dump(mode="json", include={section}) for section in sections]
+    if "tiles" in sections and config.tiles.streaming and config.tiles.keep_pixels is None:
+        values.append(_input_sizes(config))
+    return name + fingerprint(values)
 
 
 def read_configured(

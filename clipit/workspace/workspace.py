@@ -38,6 +38,7 @@ from clipit.workspace.near_duplicates import warn_about_near_duplicates
 from clipit.workspace.snippet_filter import filter_prompt_bags, score_morphology
 from clipit.workspace.tile_reading import (
     artefacts_of,
+    cache_key,
     check_shifted,
     note_many_classes,
     read_configured,
@@ -75,11 +76,11 @@ class Workspace:
         self.split_reports = False  # whether this process split the reports into snippets and logged the summary
         self.root = artefacts_of(config)
         self._shared = {} if shared is None else shared
-        self._shared.setdefault(_key("workspace", config, *_SECTIONS), self)
+        self._shared.setdefault(cache_key("workspace", config, *_SECTIONS), self)
 
     def for_config(self, config: RunConfig) -> "Workspace":
         """Return the workspace of a different configuration; inputs that both need are loaded only once."""
-        workspace: Workspace | None = self._shared.get(_key("workspace", config, *_SECTIONS))
+        workspace: Workspace | None = self._shared.get(cache_key("workspace", config, *_SECTIONS))
         return Workspace(config, self._shared) if workspace is None else workspace
 
     def apart(self, config: RunConfig) -> "Workspace":
@@ -97,14 +98,14 @@ class Workspace:
 
     def tiles(self, seed: int) -> TileSet:
         """Return all tiles, with the labels that this seed keeps."""
-        key = f"{seed} {_key('labelled', self.config, 'tiles', 'leaks', 'vlm', 'second_vlm')}"
+        key = f"{seed} {cache_key('labelled', self.config, 'tiles', 'leaks', 'vlm', 'second_vlm')}"
         tiles: TileSet = self.cached(key, lambda: hide_labels(self.all_tiles, self.config.tiles.labels, seed))
         return tiles
 
     @cached_property
     def all_tiles(self) -> TileSet:
         """All tiles with all labels, except those that `leaks` drops. For training, use `tiles`, which hides labels."""
-        key = _key("checked", with_all_labels(self.config), "tiles", "leaks")
+        key = cache_key("checked", with_all_labels(self.config), "tiles", "leaks")
 
         def check() -> TileSet:
             kept = enforce_on_tiles(self.tiles_as_read, self.config)
@@ -149,8 +150,8 @@ class Workspace:
             return enforce_on_shifted(tests, self.tiles_as_read, seen, name, self.config)
 
         streamed = with_kept_size(section, self.config)
-        content = fingerprint(section.model_dump(mode="json"))
-        key = f"shifted {name} {content} {_key('checked', with_all_labels(self.config), 'tiles', 'leaks', 'prompts')}"
+        content = fingerprint(streamed.model_dump(mode="json"))
+        key = f"shifted {name} {content} {cache_key('checked', with_all_labels(self.config), 'tiles', 'leaks', 'prompts')}"
         unit = f"{name!r} tile"
         return note_adapted_vlms(self.cached(key, check), self.config, self.cached, unit)
 
@@ -204,7 +205,7 @@ class Workspace:
         """The reports, except those that `leaks` drops."""
         config = with_report_policy(with_all_labels(self.config))
         reports: Reports = self.cached(
-            _key("kept reports", config, "tiles", "reports", "leaks", "prompts"),
+            cache_key("kept reports", config, "tiles", "reports", "leaks", "prompts"),
             lambda: self._keep_reports(self._reports_as_read),
         )
         return reports
@@ -220,7 +221,7 @@ class Workspace:
         from clipit.reports.readers import read_reports
 
         reports: Reports = self.cached(
-            _key("reports", self.config, "reports"), lambda: read_reports(self.reports_config)
+            cache_key("reports", self.config, "reports"), lambda: read_reports(self.reports_config)
         )
         return reports
 
@@ -321,7 +322,7 @@ class Workspace:
             self.warn_about_view(vlm.name, vlm.expected_mpp, vlm.preprocess)
             return vlm
 
-        vlm: VLM = self.cached(_key("vlm", self.config, "vlm"), load)
+        vlm: VLM = self.cached(cache_key("vlm", self.config, "vlm"), load)
         return vlm
 
     def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "n dim"]:
@@ -392,8 +393,3 @@ class Workspace:
     def pairing_summary(self) -> str:
         """Summarise the pairs as text."""
         return summary_text(self.pairs.summary, self.snippet_texts())
-
-
-def _key(name: str, config: RunConfig, *sections: str) -> str:
-    """Return the key of configuration sections in the shared cache."""
-    return name + fingerprint([config.model_dump(mode="json", include={section}) for section in sections])

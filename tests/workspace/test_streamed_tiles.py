@@ -2,6 +2,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_models import MakeConfig
 
@@ -63,6 +64,9 @@ def test_the_stored_size_is_the_largest_input_size_of_the_models(configure: Make
     assert with_kept_size(section, config).keep_pixels == max(size for size in pixels if size is not None)
     larger = config.model_copy(update={"backbone": backbone.model_copy(update={"pixels": 448})})
     assert with_kept_size(section, larger).keep_pixels == 448
+    smaller = BackboneConfig(name=config.vlm.name, pixels=32)  # the same name as the VLM
+    same_name = config.model_copy(update={"backbone": smaller})
+    assert with_kept_size(section, same_name).keep_pixels == input_pixels(config.vlm)
     assert input_pixels(BackboneConfig(name="uni")) == 224
     assert input_pixels(BackboneConfig()) == input_pixels(VLMConfig()) == 64
     unknown = config.model_copy(update={"vlm": VLMConfig(name="python:module:function")})
@@ -70,3 +74,22 @@ def test_the_stored_size_is_the_largest_input_size_of_the_models(configure: Make
         with_kept_size(section, unknown)
     explicit = section.model_copy(update={"keep_pixels": 100})
     assert with_kept_size(explicit, unknown) == explicit
+
+
+def test_models_of_other_input_sizes_do_not_share_streamed_tiles(configure: MakeConfig, tmp_path: Path) -> None:
+    import webdataset as wds
+
+    (tmp_path / "shards").mkdir()
+    with wds.ShardWriter(str(tmp_path / "shards" / "tiles-%03d.tar"), verbose=0) as writer:
+        for number in range(60):
+            pixels = np.random.default_rng(number).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+            split = ("train", "validation", "test")[number % 3]
+            writer.write({"__key__": f"t{number}", "png": pixels, "json": {"label": f"c{number % 2}", "split": split}})
+    keys = {"tiles.source": "webdataset", "tiles.path": str(tmp_path / "shards"), "tiles.streaming": True}
+    config = configure(**keys, **{"output": str(tmp_path / "out"), "backbone.pixels": 48})
+    larger = config.model_copy(update={"backbone": config.backbone.model_copy(update={"pixels": 96})})
+    workspace = Workspace(config)
+    shared = workspace.for_config(larger)
+    sizes = [tiles.read(0).size for tiles in (workspace.all_tiles, shared.all_tiles, shared.tiles(0))]
+    assert sizes == [(48, 48), (96, 96), (96, 96)]
+    assert workspace.for_config(config) is workspace

@@ -9,7 +9,15 @@ from typing import Literal
 from clipit.errors import DataError, counted, shortlist
 from clipit.images.decode import SUFFIXES, is_image
 from clipit.images.image_readers import file_stamp
-from clipit.input_files.data_files import BROKEN_LINK, hidden_names, hidden_note, is_hidden, list_files, reject_repeated
+from clipit.input_files.folder_files import (
+    BROKEN_LINK,
+    hidden_names,
+    hidden_note,
+    is_hidden,
+    list_files,
+    output_note,
+    reject_repeated,
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,7 @@ class ImageFiles:
     Attributes:
         images: Image files.
         others: Other files.
-        notes: Notes on hidden images and images in hidden folders, which are skipped.
+        notes: Notes on hidden images, images in hidden folders and outputs of clipit, which are skipped.
     """
 
     images: list[str]
@@ -63,7 +71,8 @@ def image_files(folder: Path, unreadable: Literal["error", "quarantine"]) -> Ima
     others: list[str] = []
     for name in sorted([*files, *dangling]):
         (images if is_image(name) else others).append(name)
-    return ImageFiles(images, others, hidden_note(hidden_names(listed, folder, has_suffix), "image"))
+    notes = (*hidden_note(hidden_names(listed, folder, has_suffix), "image"), *output_note(listed, folder))
+    return ImageFiles(images, others, notes)
 
 
 def dangling_links(links: Sequence[str], folder: Path) -> DataError:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from clipit.errors import DataError, counted, counted_of, is_limit, shortlist
 from clipit.images.decode import ImageError, decode
-from clipit.input_files.data_files import BROKEN_LINK
+from clipit.input_files.folder_files import BROKEN_LINK
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.nearby_files import SAVE_FIRST, special_kind
 from clipit.input_files.zip_files import member_name, open_zip

@@ -18,7 +18,7 @@ from clipit.errors import DataError, counted, counted_of, repeats, shortlist
 from clipit.images.decode import SUFFIXES, Unreadable, attempt, is_image
 from clipit.images.image_files import has_suffix, image_files, image_stamps
 from clipit.images.image_readers import FileReader, Reader, ZipReader, file_stamp, zip_stamps
-from clipit.input_files.data_files import hidden_note, is_hidden
+from clipit.input_files.folder_files import hidden_note, is_hidden
 from clipit.input_files.nearby_files import similar_names
 from clipit.input_files.zip_files import check_uncompressed
 

@@ -1,18 +1,16 @@
 """Read users' data files, for both tiles and reports: folders, table cells and Hugging Face data sets."""
 
-import errno
 import mimetypes
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipit.errors import DataError, counted, has_controls, shortlist
+from clipit.errors import DataError, has_controls, shortlist
 from clipit.input_files.dataset_errors import failed_files, load_error
 from clipit.input_files.dataset_paths import HUB, cache_folder, check_dataset_path, check_no_pattern, split_files
+from clipit.input_files.folder_files import is_unicode, list_files, reject_unlisted
 from clipit.input_files.parquet_classes import (
     cached_parquet,
     check_arrow_ends,
@@ -26,13 +24,6 @@ _INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
 """Byte order mark (of a file that was appended to another one), zero-width characters, direction marks."""
 _PLAIN_TABLES = frozenset({".csv", ".tsv"})
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
-_SYSTEM_FOLDERS = frozenset({"lost+found", "System Volume Information", "$RECYCLE.BIN", "@eaDir"})
-"""Folders that operating systems and network storage create, often unreadable."""
-_COPIES = frozenset({".git", ".hg", ".svn", ".snapshot", ".snapshots", ".zfs"})
-"""Hidden folders with earlier versions of files, often many times as many; they are neither read nor counted."""
-
-BROKEN_LINK = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG})
-"""Error numbers for links without a target: missing, cyclic, through a file, or too long."""
 MISSING_VALUES = frozenset(
     {"#N/A", "#n/a", "#N/A N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "n/a", "NA", "na", "NaN", "Nan", "NAN", "nan"}
     | {"NaT", "None", "NULL", "Null", "null", "(null)", "<null>", r"\N"}
@@ -45,145 +36,6 @@ NO_CLASS = "-1"
 """Number that marks a missing class in Hugging Face data sets and many tables."""
 NO_CLASSES = frozenset({NO_CLASS, f"{NO_CLASS}.0"})
 """Spellings of `NO_CLASS`: programs write -1.0 in columns with empty cells."""
-
-
-@dataclass(frozen=True)
-class FolderFiles:
-    """Sorted lists of the files found in a folder and its subfolders.
-
-    Attributes:
-        files: Regular files, including links to files.
-        dangling: Links whose target does not exist.
-        undecodable: Files whose names are not UTF-8; ids and tables cannot contain them.
-        hidden: Hidden files (whether they are accepted or not) and hidden folders, whose files are not listed.
-        repeated: Links to folders that are listed under another path, or folders inside such links.
-    """
-
-    files: list[Path]
-    dangling: list[Path]
-    undecodable: list[Path]
-    hidden: list[Path]
-    repeated: list[Path]
-
-
-def list_files(folder: Path, accept: Callable[[Path], bool] = lambda path: True) -> FolderFiles:
-    """List the files of a folder and its subfolders for which `accept` returns True.
-
-    Links without a target are also listed if their names have no suffix, because they may have been links to folders.
-
-    Links to folders are followed, but every real folder is listed only once: under its own path if it is inside
-    `folder`, otherwise under the first link to it. A link to a parent folder therefore adds nothing. Hidden folders and
-    system folders, such as lost+found, are skipped.
-
-    Raises:
-        DataError: A folder cannot be read.
-    """
-    listed = FolderFiles([], [], [], [], [])
-    visited: set[tuple[int, int]] = set()
-    real, linked = [folder], list[Path]()
-    while real or linked:
-        current = real.pop() if real else linked.pop(0)
-        try:
-            status = current.stat()
-            if (status.st_dev, status.st_ino) in visited:
-                listed.repeated.append(current)
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            with os.scandir(current) as entries:
-                inside = [
-                    (entry, _resolves_to(entry.is_dir)) for entry in sorted(entries, key=lambda entry: entry.name)
-                ]
-        except OSError as error:
-            raise DataError(
-                f"cannot read this folder: {error.strerror or error}",
-                where=current,
-                fix="correct its permissions, or move it out of the data",
-            ) from error
-        decodable = is_unicode(str(current.relative_to(folder)))
-        for entry, is_folder in inside:
-            path = current / entry.name
-            if is_hidden(entry.name) and entry.name not in _COPIES:
-                listed.hidden.append(path)
-            if is_folder:
-                if not is_hidden(entry.name) and entry.name not in _SYSTEM_FOLDERS:
-                    (linked if entry.is_symlink() else real).append(path)
-            elif not _resolves_to(entry.is_file):
-                if entry.is_symlink() and (accept(path) or not (path.suffix or is_hidden(entry.name))):
-                    listed.dangling.append(path)
-            elif not accept(path):
-                continue
-            elif decodable and is_unicode(entry.name):
-                listed.files.append(path)
-            else:
-                listed.undecodable.append(path)
-    for paths in (listed.files, listed.dangling, listed.undecodable, listed.repeated):
-        paths.sort()
-    return listed
-
-
-def is_hidden(name: str) -> bool:
-    """Return whether a file on a relative path, or one of its folders, is hidden, or is a folder of the system."""
-    return any(
-        part in _SYSTEM_FOLDERS or (part.startswith((".", "__MACOSX")) and part not in (".", ".."))
-        for part in name.split("/")
-    )
-
-
-def hidden_names(listed: FolderFiles, folder: Path, wanted: Callable[[Path], bool]) -> list[str]:
-    """List the wanted files that are hidden or in hidden folders, unless they are also read through a link.
-
-    Args:
-        folder: Folder whose files are listed; the names are relative to it.
-        wanted: Whether a file would be read if it were not hidden.
-    """
-    read = {os.path.realpath(parent) for parent in {file.parent for file in listed.files}} if listed.hidden else set()
-    files = [path for path in listed.hidden if not path.is_dir()]
-    for parent, _, names in (walked for hidden in listed.hidden for walked in os.walk(hidden)):
-        if os.path.realpath(parent) not in read:
-            files += [Path(parent) / name for name in names]
-    files = [file for file in files if wanted(file)]
-    linked = {os.path.realpath(file) for file in listed.files if file.is_symlink()} if files else set()
-    return sorted(file.relative_to(folder).as_posix() for file in files if os.path.realpath(file) not in linked)
-
-
-def hidden_note(names: Sequence[str], noun: str) -> tuple[str, ...]:
-    """Return a note on hidden files, and files in hidden folders, that were skipped; () if there are none."""
-    return (f"skipped {counted(len(names), f'hidden {noun}')}: {shortlist(names, 3)}",) if names else ()
-
-
-def reject_unlisted(paths: Sequence[Path], folder: Path) -> None:
-    """Raise an error if files were not listed because of a missing link target or a name that is not UTF-8.
-
-    Args:
-        paths: Files from `FolderFiles.dangling` and `FolderFiles.undecodable`.
-        folder: Folder that contains them.
-    """
-    if paths:
-        raise DataError(
-            f"links to missing files, or names that are not UTF-8: {shortlist([p.relative_to(folder) for p in paths])}",
-            where=folder,
-            fix="restore or remove these files, or rename them, for example with convmv",
-        )
-
-
-def reject_repeated(repeated: Sequence[Path], folder: Path) -> None:
-    """Raise an error for `FolderFiles.repeated`: the paths of a linked folder may stand for several classes or splits.
-
-    Args:
-        repeated: Links that were not followed.
-        folder: Folder that contains them.
-    """
-    if repeated:
-        raise DataError(
-            f"links to folders that are also read elsewhere: {shortlist([p.relative_to(folder) for p in repeated])}",
-            where=folder,
-            fix="remove the links, or link each folder once",
-        )
-
-
-def is_unicode(text: str) -> bool:
-    """Return whether a text can be encoded as UTF-8; Python marks other bytes of file names with surrogates."""
-    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def cell_text(value: Any) -> str:
@@ -246,16 +98,6 @@ def without_decimals(values: Sequence[str | None]) -> list[str | None]:
     if not all(_WHOLE_DECIMAL.fullmatch(value) for value in values if value) or not any(values):
         return list(values)
     return [value.partition(".")[0] if value else value for value in values]
-
-
-def _resolves_to(is_kind: Callable[[], bool]) -> bool:
-    """Return whether an entry, or the target of a link, is of this kind; broken links have no target."""
-    try:
-        return is_kind()
-    except OSError as error:
-        if error.errno in BROKEN_LINK:
-            return False
-        raise
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -368,11 +210,17 @@ def count_suffixes(folder: Path) -> Counter[str]:
     """Count the files of a folder and its subfolders by lower-case suffix, without hidden files.
 
     Raises:
-        DataError: There are files that `datasets` would not list: links to missing files, names that are not UTF-8, or
-            files in linked folders.
+        DataError: There are files that `datasets` would not list (links to missing files, names that are not UTF-8,
+            files in linked folders), or outputs of clipit.
     """
     listed = list_files(folder, _is_visible)
     reject_unlisted([*listed.dangling, *listed.undecodable], folder)
+    if listed.outputs:
+        raise DataError(
+            f"outputs of clipit, which the datasets package would read as data: {shortlist(listed.outputs)}",
+            where=folder,
+            fix="move the output folder out of this folder, and set output (--output) to its new path",
+        )
     parents = {parent for parent in {file.parent for file in listed.files} if parent != folder}
     parents |= {other for parent in parents for other in parent.parents if other.is_relative_to(folder)} - {folder}
     if links := sorted({*listed.repeated, *filter(Path.is_symlink, parents)}):

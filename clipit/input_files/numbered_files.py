@@ -9,16 +9,9 @@ from itertools import combinations
 from pathlib import Path
 
 from clipit.errors import DataError, counted, shortlist
-from clipit.input_files.data_files import (
-    has_only_images,
-    hidden_names,
-    hidden_note,
-    hub_id,
-    is_hidden,
-    is_saved_dataset,
-    list_files,
-)
+from clipit.input_files.data_files import has_only_images, hub_id, is_saved_dataset
 from clipit.input_files.dataset_paths import split_files
+from clipit.input_files.folder_files import hidden_names, hidden_note, is_hidden, list_files
 
 _OF_TOTAL = re.compile(r"(?P<head>.*?)(?P<number>\d+)(?P<of>-of-(?P<total>\d+))(?P<tail>.*)", re.DOTALL)
 _NUMBERED = re.compile(r"(?P<head>.*?)(?P<number>0\d+|\d{5,})(?P<of>)(?P<total>)(?P<tail>\D*)", re.DOTALL)

@@ -10,7 +10,7 @@ from PIL import Image
 from clipit.errors import DataError, shortlist
 from clipit.images.decode import is_image
 from clipit.images.image_set import ZIP, crop_warning, open_images
-from clipit.input_files.data_files import list_files
+from clipit.input_files.folder_files import list_files
 from clipit.models.preprocess import Picture, open_picture, require_sequence
 from clipit.slides.opening import is_slide_file
 

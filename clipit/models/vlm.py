@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from clipit.config.run import VLMConfig
 from clipit.errors import DataError, ModelError, counted, counted_of, shortlist
-from clipit.input_files.data_files import is_unicode
+from clipit.input_files.folder_files import is_unicode
 from clipit.models.adapted_base import check_files
 from clipit.models.loading import expected_mpp, foreign_errors, weights_fingerprint
 from clipit.models.open_clip_files import has_quick_gelu

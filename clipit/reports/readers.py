@@ -18,10 +18,10 @@ from clipit.input_files.data_files import (
     hub_id,
     is_saved_dataset,
     is_whole,
-    list_files,
     missing_markers,
     without_decimals,
 )
+from clipit.input_files.folder_files import list_files
 from clipit.input_files.git_lfs import PULL, check_pointer
 from clipit.input_files.mangled_names import check_labels, check_rounded, placeholder_notes
 from clipit.input_files.nearby_files import similar_names

@@ -18,11 +18,10 @@ from clipit.input_files.data_files import (
     count_suffixes,
     hub_id,
     is_saved_dataset,
-    list_files,
     load_huggingface,
-    reject_unlisted,
 )
 from clipit.input_files.dataset_paths import split_files
+from clipit.input_files.folder_files import list_files, reject_unlisted
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_exact, check_mangled
 from clipit.input_files.numbered_files import missing_data_files, unfinished_data_files, unread_data_files

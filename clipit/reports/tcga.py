@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from clipit.config.run import ReportsConfig
 from clipit.errors import DataError, counted, shortlist
-from clipit.input_files.data_files import list_files
+from clipit.input_files.folder_files import list_files
 from clipit.patients import leading_patient
 from clipit.reports.barcodes import read_organs
 from clipit.reports.report_tables import csv_reports, read_csv_table

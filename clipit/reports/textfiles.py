@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from clipit.errors import DataError, counted, counted_of, is_limit, repeats, shortlist
 from clipit.input_files.csv_tables import without_end_mark
-from clipit.input_files.data_files import hidden_names, hidden_note, is_hidden, list_files
+from clipit.input_files.folder_files import hidden_names, hidden_note, is_hidden, list_files
 from clipit.input_files.zip_files import COMPRESSED_SUFFIXES, member_name, open_zip
 from clipit.reports.encodings import CONVERT, DOCUMENTS, check_head, codec, decoding, decoding_error
 

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64, Shaped
 
 from clipit.distributed import get_processes
 from clipit.errors import DataError, counted, repeats, shortlist
-from clipit.input_files.data_files import hidden_names, hidden_note, list_files, reject_unlisted
+from clipit.input_files.folder_files import hidden_names, hidden_note, list_files, reject_unlisted
 from clipit.input_files.git_lfs import check_pointer
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from clipit.errors import DataError, counted, shortlist
 from clipit.images.decode import SUFFIXES, ImageError, is_image
 from clipit.images.image_files import has_suffix, image_files, image_stamps, subfolders
 from clipit.images.image_readers import FileReader, Reader, ZipReader, zip_stamps
-from clipit.input_files.data_files import hidden_note, is_hidden
+from clipit.input_files.folder_files import hidden_note, is_hidden
 from clipit.input_files.nearby_files import similar_names
 from clipit.tiles.imagefolder import METADATA_FILES, check_metadata
 from clipit.tiles.source import ALIASES, SourceTiles

@@ -14,16 +14,9 @@ from clipit.errors import DataError, counted, is_limit, repeats, shortlist
 from clipit.images.decode import ImageError, decode, is_image
 from clipit.images.image_files import has_suffix, image_stamps
 from clipit.images.image_readers import Reader, file_stamp
-from clipit.input_files.data_files import (
-    hidden_names,
-    hidden_note,
-    hub_id,
-    is_saved_dataset,
-    list_files,
-    load_huggingface,
-    trimmed,
-)
+from clipit.input_files.data_files import hub_id, is_saved_dataset, load_huggingface, trimmed
 from clipit.input_files.dataset_paths import split_files
+from clipit.input_files.folder_files import hidden_names, hidden_note, list_files
 from clipit.input_files.mangled_names import check_exact, check_rounded
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
 from clipit.input_files.parquet_classes import check_arrow

@@ -14,7 +14,8 @@ from typing import Any
 from clipit.config.run import TilesConfig
 from clipit.errors import DataError, is_limit, printable, shortlist
 from clipit.input_files.csv_tables import without_end_mark
-from clipit.input_files.data_files import hub_id, is_saved_dataset, list_files
+from clipit.input_files.data_files import hub_id, is_saved_dataset
+from clipit.input_files.folder_files import list_files
 from clipit.input_files.zip_files import check_uncompressed
 from clipit.output_files.json_record import unique_keys
 from clipit.tiles.cells import stored_cell

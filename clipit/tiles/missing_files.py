@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from clipit.errors import DataError, counted, counted_of, shortlist
-from clipit.input_files.data_files import is_hidden
+from clipit.input_files.folder_files import is_hidden
 from clipit.input_files.zip_files import describe_code_page
 
 _MAX_LISTED = 20_000

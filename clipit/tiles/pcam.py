@@ -11,7 +11,7 @@ from clipit.config.run import TilesConfig
 from clipit.errors import DataError, counted, shortlist
 from clipit.images.decode import ImageError
 from clipit.images.image_readers import LazyHandle, file_stamp
-from clipit.input_files.data_files import FolderFiles, list_files
+from clipit.input_files.folder_files import FolderFiles, list_files
 from clipit.input_files.git_lfs import check_pointer
 from clipit.tiles.datasets import DATASETS
 from clipit.tiles.source import SourceTiles

@@ -11,7 +11,7 @@ from clipit.config.data import SlidesConfig, TilesConfig
 from clipit.errors import DataError, counted, counted_of, printable, repeats, shortlist
 from clipit.images.decode import is_image
 from clipit.images.image_set import ImageSet
-from clipit.input_files.data_files import hidden_names, hidden_note, list_files, reject_unlisted
+from clipit.input_files.folder_files import hidden_names, hidden_note, list_files, reject_unlisted
 from clipit.input_files.mangled_names import check_rounded
 from clipit.input_files.nearby_files import similar_names
 from clipit.slides.dicom import SUFFIX as DICOM

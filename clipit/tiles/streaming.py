@@ -15,8 +15,9 @@ from clipit.distributed import build_once, get_processes
 from clipit.errors import ClipitError, ConfigError, DataError, counted_of, is_limit
 from clipit.images.image_readers import file_stamp
 from clipit.images.image_set import JoinedReader
-from clipit.input_files.data_files import hub_id, hub_revision, is_saved_dataset, list_files, load_huggingface
+from clipit.input_files.data_files import hub_id, hub_revision, is_saved_dataset, load_huggingface
 from clipit.input_files.dataset_errors import describe_error, failed_files
+from clipit.input_files.folder_files import list_files
 from clipit.input_files.mangled_names import check_exact
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
 from clipit.input_files.parquet_classes import check_described_classes, check_parquet_classes, hub_parquet

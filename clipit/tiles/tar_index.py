@@ -19,7 +19,7 @@ from clipit.distributed import build_once, get_processes
 from clipit.errors import DataError, shortlist
 from clipit.images.decode import SUFFIXES
 from clipit.images.image_readers import file_stamp
-from clipit.input_files.data_files import is_hidden, is_unicode
+from clipit.input_files.folder_files import is_hidden, is_unicode
 from clipit.output_files.artifacts import MANIFEST, artifact_folder, fingerprint, reading
 from clipit.output_files.json_record import unique_keys
 from clipit.output_files.whole_files import write_parquet

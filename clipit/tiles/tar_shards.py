@@ -18,7 +18,7 @@ from PIL import Image
 
 from clipit.errors import DataError, counted_of, is_limit, shortlist
 from clipit.images.decode import ImageError, decode
-from clipit.input_files.data_files import list_files, reject_repeated, reject_unlisted
+from clipit.input_files.folder_files import list_files, reject_repeated, reject_unlisted
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.nearby_files import similar_names
 from clipit.input_files.zip_files import reject_compressed

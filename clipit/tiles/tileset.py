@@ -13,7 +13,7 @@ from clipit.annotators.labelling import Annotations
 from clipit.errors import DataError, as_note, counted, repeats, shortlist
 from clipit.images.decode import Unreadable, attempt
 from clipit.images.image_readers import Reader
-from clipit.input_files.data_files import is_unicode
+from clipit.input_files.folder_files import is_unicode
 
 SPLITS = ("train", "validation", "test")
 NO_LABEL = "(no label)"

@@ -151,7 +151,8 @@ class Workspace:
 
         streamed = with_kept_size(section, self.config)
         content = fingerprint(streamed.model_dump(mode="json"))
-        key = f"shifted {name} {content} {cache_key('checked', with_all_labels(self.config), 'tiles', 'leaks', 'prompts')}"
+        own = cache_key("checked", with_all_labels(self.config), "tiles", "leaks", "prompts")
+        key = f"shifted {name} {content} {own}"
         unit = f"{name!r} tile"
         return note_adapted_vlms(self.cached(key, check), self.config, self.cached, unit)
 

@@ -1,10 +1,9 @@
-"""Test reading data files: listing folders, Hugging Face data sets, and advice for missing files."""
+"""Test reading data files: Hugging Face data sets, and advice for missing files."""
 
 import errno
 import gzip
 import importlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from clipit.config.run import AnnotationsConfig, ReportsConfig
 from clipit.errors import DataError
 from clipit.images.image_set import open_images
 from clipit.input_files.csv_delimiter import layout_hint
-from clipit.input_files.data_files import cell_text, list_files, load_huggingface
+from clipit.input_files.data_files import cell_text, load_huggingface
 from clipit.input_files.dataset_errors import load_error
 from clipit.input_files.nearby_files import similar_names
 from clipit.input_files.zip_files import compression
@@ -49,56 +48,6 @@ def test_byte_order_marks_are_removed_from_cells() -> None:
         "",
         "gl\u00e4nd",
     ]
-
-
-def test_links_are_followed_and_each_folder_is_listed_once(tmp_path: Path) -> None:
-    outside = _write_file(tmp_path / "outside" / "deep" / "b.png").parent.parent
-    data = tmp_path / "data"
-    real = _write_file(data / "z" / "a.png")
-    (data / "again").symlink_to(outside)
-    (data / "twice").symlink_to(outside)
-    (data / "a_link_to_z").symlink_to(data / "z")
-    (data / "z" / "up").symlink_to(data)
-    (data / "loop").symlink_to(data / "loop")
-    (data / "file_link.png").symlink_to(real)
-    listing = list_files(data, lambda path: path.suffix == ".png")
-    assert listing.files == [data / "again/deep/b.png", data / "file_link.png", data / "z/a.png"]
-    assert listing.dangling == [data / "loop"] and listing.undecodable == []
-
-
-def test_hidden_and_system_folders_are_skipped(tmp_path: Path) -> None:
-    _write_file(tmp_path / ".cache" / "real" / "a.png")
-    _write_file(tmp_path / "lost+found" / "b.png")
-    (tmp_path / "tumour").symlink_to(tmp_path / ".cache" / "real")
-    assert list_files(tmp_path).files == [tmp_path / "tumour" / "a.png"]
-
-
-def test_dangling_links_and_undecodable_names_are_listed(tmp_path: Path) -> None:
-    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
-    _write_file(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")))
-    _write_file(Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xe9p/fine.png")))
-    listing = list_files(tmp_path)
-    assert listing.files == []
-    assert listing.dangling == [tmp_path / "gone.png"]
-    assert [path.name.isascii() for path in listing.undecodable] == [False, True]
-    for name in ("gone_folder", "gone.txt", ".gone"):
-        (tmp_path / name).symlink_to(tmp_path / "nowhere")
-    listing = list_files(tmp_path, lambda path: path.suffix == ".png")
-    assert listing.dangling == [tmp_path / "gone.png", tmp_path / "gone_folder"], "gone_folder may have been a folder"
-
-
-def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _write_file(tmp_path / "closed" / "a.png")
-    scan = os.scandir
-
-    def denied(path: Path) -> object:
-        if Path(path).name == "closed":  # permissions do not apply to root
-            raise PermissionError(13, "Permission denied", str(path))
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", denied)
-    with pytest.raises(DataError, match="cannot read this folder: Permission denied"):
-        list_files(tmp_path)
 
 
 def test_only_the_prefix_requests_a_data_set_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,16 +152,6 @@ def test_a_first_line_that_declares_the_delimiter_is_recognised() -> None:
     assert layout_hint(["sep", "text"]) == ""
 
 
-def test_circular_links_are_dangling(tmp_path: Path) -> None:
-    (tmp_path / "a").symlink_to(tmp_path / "b")
-    (tmp_path / "b").symlink_to(tmp_path / "a")
-    (tmp_path / "c").symlink_to(tmp_path / "file" / "c")
-    (tmp_path / "d").symlink_to("d" * 300)
-    (tmp_path / "file").touch()
-    listing = list_files(tmp_path)
-    assert listing.dangling == [tmp_path / name for name in "abcd"] and listing.files == [tmp_path / "file"]
-
-
 @pytest.mark.parametrize("saved", [True, False], ids=["saved", "folder"])
 def test_a_truncated_arrow_stream_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool) -> None:
     import datasets
@@ -310,6 +249,14 @@ def test_links_to_folders_of_data_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "set" / "train").symlink_to(tmp_path / "data")
     with pytest.raises(DataError, match="does not follow links to folders"):
         load_huggingface(str(tmp_path / "set"), "tiles.path")
+
+
+def test_outputs_of_clipit_in_a_folder_for_the_datasets_package_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "reports.csv").write_text("text\nA report\n", encoding="utf-8")
+    _write_file(tmp_path / "outputs" / "artefacts" / "snippets-0123456789abcdef" / "snippets.parquet")
+    with pytest.raises(DataError, match=r"would read as data: .*outputs/artefacts") as caught:
+        load_huggingface(str(tmp_path), "reports.path")
+    assert caught.value.fix.startswith("move the output folder out of this folder")
 
 
 def test_splits_in_different_formats_are_an_error(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def read_file_command(
     types = key_types(settings)
     repeatable = [name for name, keywords in (extra or {}).items() if keywords.get("action") == "append"]
     _check_repeated(arguments, repeatable, types)
+    _check_own_options(arguments, {"--config": {}, **(extra or {})})
     options, rest = parser.parse_known_args(arguments)
     if needs_config and options.config is None:
         raise ConfigError(
@@ -208,6 +209,32 @@ def _check_repeated(arguments: Sequence[str], repeatable: Sequence[str], types: 
     options = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     twice = {option for option in options if options.count(option) > 1} - {*repeatable}
     _refuse_repeated([option[2:] for option in sorted(twice)], types)
+
+
+def _check_own_options(arguments: Sequence[str], extra: Mapping[str, dict[str, Any]]) -> None:
+    """Reject words after a command's own option that are not its value; they would be taken for those of a key."""
+    option, values = "", list[str]()
+    for argument in (*arguments, "--"):
+        if not argument.startswith("--"):
+            values.append(argument)
+            continue
+        keywords = extra.get(option, {"nargs": "*"})
+        count = 0 if keywords.get("action") == "store_true" else 1
+        if "nargs" not in keywords and len(values) > count:
+            is_repeatable = keywords.get("action") == "append"
+            repeated = " ".join(f"{option} {value}" for value in values)
+            quoted = f"write {option}=VALUE, with single quotes around a value that contains spaces"
+            raise ConfigError(
+                f"{option} takes {('no', 'one')[count]} value, but is followed by {' '.join(values)}",
+                where="the command line",
+                fix=f"repeat the option: {repeated}"
+                if is_repeatable
+                else quoted
+                if count
+                else "remove what follows it",
+            )
+        option, equals, value = argument.partition("=")
+        values = [value] if equals else []
 
 
 def _refuse_repeated(keys: Sequence[str], types: Mapping[str, Any]) -> None:

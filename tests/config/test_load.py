@@ -207,6 +207,31 @@ def test_option_needs_exactly_one_value(file: Callable[..., str], options: list[
         read_command("test", [file(), *options])
 
 
+@pytest.mark.parametrize(
+    ("options", "message", "fix"),
+    [
+        (["--seed=3", "--run", "A", "B"], "--run takes one value, but is followed by A B", "--run A --run B"),
+        (["--seed=3", "--run=A", "B"], "--run takes one value, but is followed by A B", "--run A --run B"),
+        (["--record", "a", "b.json", "--seed=3"], "--record takes one value, but is followed by a b", "single quotes"),
+        (["--seed=3", "--wait", "yes"], "--wait takes no value, but is followed by yes", "remove what follows"),
+    ],
+)
+def test_words_after_an_option_of_the_command_are_not_taken_for_those_of_a_key(
+    file: Callable[..., str], options: list[str], message: str, fix: str
+) -> None:
+    extra: dict[str, dict[str, Any]] = {
+        "--run": {"action": "append"},
+        "--record": {},
+        "--wait": {"action": "store_true"},
+        "--shown": {"nargs": "+"},
+    }
+    with pytest.raises(ConfigError, match=message) as error:
+        read_command("test", [file(), *options], extra)
+    assert fix in error.value.fix
+    _, given = read_command("test", [file(), "--run", "A", "--run=B", "--shown", "c", "d", "--seed", "3"], extra)
+    assert (given.run, given.shown) == (["A", "B"], ["c", "d"])
+
+
 def test_all_errors_are_listed_with_suggestions(file: Callable[..., str]) -> None:
     values = {**MINIMAL, "lora": {"rnak": 2}, "trainning": {}, "seed": -1}
     with pytest.raises(ConfigError) as error:

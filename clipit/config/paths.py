@@ -86,6 +86,11 @@ LocalPath = Annotated[_Value, AfterValidator(lambda path: expand_home(path))]
 """Type of keys whose values are paths, or names instead of paths."""
 
 
+def _named(path: Path) -> Path:
+    """Replace a path without a name, such as `.`, by the absolute path: runs and slides are named after folders."""
+    return path.resolve() if path.name in ("", "..") else path
+
+
 def argument_path(path: Path) -> Path:
     """Convert an argument of a Python function to a path; see `expand_home`.
 
@@ -93,7 +98,7 @@ def argument_path(path: Path) -> Path:
         ConfigError: The path is rejected.
     """
     try:
-        return expand_home(path)
+        return _named(expand_home(path))
     except ValueError as error:
         raise ConfigError(str(error), where=path, fix="correct the path") from None
 
@@ -120,7 +125,7 @@ def option_path(text: str, *, read_once: bool = False) -> Path:
     """
     check_path_text(text)
     try:
-        return expand_home(Path(text), read_once=read_once)
+        return _named(expand_home(Path(text), read_once=read_once))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -8,7 +8,7 @@ from clipit.config.data import LabelsConfig, TilesConfig
 from clipit.errors import DataError, counted, shortlist
 from clipit.input_files.nearby_files import similar_names
 from clipit.slides.dicom import one_per_slide
-from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, slide_name
+from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, slide_names
 from clipit.slides.prepare import SlidePath
 from clipit.slides.resolution import check_mpp
 from clipit.tiles.slide_source import SlideList, check_slide_names, list_slides, slides_in_folder
@@ -64,7 +64,7 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
                 fix=f"save it as {' or '.join(TABLES)}",
             )
         elif path.is_file():
-            listed.append(SlidePath(slide_name(path), path, default_mpp=mpp))
+            listed.append(SlidePath(slide_names([path])[0], path, default_mpp=mpp))
         else:
             raise DataError(
                 "no such slide, folder or table",

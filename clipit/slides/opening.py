@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.nearby_files import similar_names
 from clipit.input_files.zip_files import check_uncompressed
 from clipit.slides.deflate_tiles import DeflateLevel, open_deflate_levels
+from clipit.slides.dicom import SUFFIX as DICOM
+from clipit.slides.dicom import one_per_slide
 from clipit.slides.jpeg_tiles import CACHE_BYTES, open_jpeg_levels
 from clipit.slides.ome_tiff import OmeTiff, count_ome_levels, has_unknown_channel, is_ome_tiff
 from clipit.slides.several_images import check_one_image
@@ -278,6 +281,13 @@ def slide_name(path: Path) -> str:
     """Return the name of a slide: its file name without the suffix (`.ome.tiff` counts as one)."""
     stem = path.stem
     return stem[:-4] if stem.lower().endswith(".ome") else stem
+
+
+def slide_names(files: Sequence[Path]) -> list[str]:
+    """Return the names of slides; a DICOM slide that is alone in its folder is named after the folder."""
+    folders = {file.parent for file in files if file.suffix.lower() == DICOM and file.parent.is_dir()}
+    alone = {folder for folder in folders if len(one_per_slide(filter(is_slide, folder.iterdir()))) == 1}
+    return [file.parent.resolve().name if file.parent in alone else slide_name(file) for file in files]
 
 
 _caches: dict[int, Any] = {}  # by process id: a forked process must not use a lock that another thread held

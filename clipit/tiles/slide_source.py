@@ -1,6 +1,5 @@
 """Read tiles of whole-slide images, from a folder of slides or a table (slide, path, label, split, group, mpp)."""
 
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +13,8 @@ from clipit.images.image_set import ImageSet
 from clipit.input_files.folder_files import hidden_names, hidden_note, list_files, reject_unlisted
 from clipit.input_files.mangled_names import check_rounded
 from clipit.input_files.nearby_files import similar_names
-from clipit.slides.dicom import SUFFIX as DICOM
 from clipit.slides.dicom import one_per_slide, slide_key
-from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, is_slide, is_slide_file, slide_name
+from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, is_slide, is_slide_file, slide_name, slide_names
 from clipit.slides.option_names import KEYS, OptionNames
 from clipit.slides.prepare import FailedSlide, PreparedSlide, SlidePath, prepare_slides
 from clipit.slides.reading import SlideReader
@@ -128,8 +126,11 @@ def tiles_of_slide(path: Path, config: SlidesConfig, mpp: float | None = None, o
     """
     import_openslide()
     check_mpp(mpp)
-    single = SlidePath(slide_name(path), path, default_mpp=mpp)
-    listed = slides_in_folder(path, mpp).slides if path.is_dir() else [single]
+    listed = (
+        slides_in_folder(path, mpp).slides
+        if path.is_dir()
+        else [SlidePath(slide_names([path])[0], path, default_mpp=mpp)]
+    )
     results = prepare_slides(listed, config, options)
     failed = [result for result in results if isinstance(result, FailedSlide)]
     if len(failed) == len(results):
@@ -209,7 +210,7 @@ def list_slides(config: TilesConfig) -> SlideList:
     if path.suffix.lower() in TABLES:
         return _slides_of_table(path, config)
     if is_slide(path) and path.is_file():
-        slide = SlidePath(slide_name(path), path, default_mpp=config.mpp)
+        slide = SlidePath(slide_names([path])[0], path, default_mpp=config.mpp)
         return SlideList([slide], [""], [""], [""], str(path))
     if not path.exists():
         advice = f"correct tiles.path; {similar_names(config.path)}"
@@ -225,7 +226,7 @@ def list_slides(config: TilesConfig) -> SlideList:
 def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
     """List the slides under a folder, sorted by path; the files of a DICOM series are one slide.
 
-    A DICOM slide in a folder of its own is named after that folder.
+    See `clipit.slides.opening.slide_names` for their names.
 
     Args:
         folder: Folder; hidden files are skipped, other files are counted.
@@ -247,15 +248,7 @@ def slides_in_folder(folder: Path, mpp: float | None = None) -> SlideList:
             where=folder,
             fix=f"use files with the suffixes {', '.join(sorted(SLIDE_SUFFIXES))}",
         )
-    in_folder = Counter(file.parent for file in files)
-    slides = [
-        SlidePath(
-            file.parent.name if file.suffix.lower() == DICOM and in_folder[file.parent] == 1 else slide_name(file),
-            file,
-            default_mpp=mpp,
-        )
-        for file in files
-    ]
+    slides = [SlidePath(name, file, default_mpp=mpp) for name, file in zip(slide_names(files), files, strict=True)]
     check_slide_names([slide.name for slide in slides], files, folder)
     # The data of an MRXS slide are in a folder next to it.
     others = [file for file in present if not is_slide(file) and not file.parent.with_suffix(".mrxs").is_file()]
@@ -292,7 +285,7 @@ def _slides_of_table(path: Path, config: TilesConfig) -> SlideList:
     cells = read_columns(path, section, table, fields)
     root = image_root(config.images, path, cells["path"])
     files = _find_files(cells["path"], root, path)
-    names = cells["id"] if has_names else [slide_name(file) for file in files]
+    names = cells["id"] if has_names else slide_names(files)
     if has_names:
         check_rounded(names, name_column, table.row_name, path)
     count = len(files)

@@ -29,7 +29,7 @@ from clipit.config.load import (
     with_current_names,
     without,
 )
-from clipit.config.paths import expand_home, option_name, option_path, option_text
+from clipit.config.paths import argument_path, expand_home, option_name, option_path, option_text
 from clipit.errors import ConfigError, ModelError
 from clipit.sweeps.sweep_file import read_sweep
 from clipit.training.arms import resolve_arm
@@ -835,6 +835,14 @@ def test_empty_option_raises_an_error(convert: Callable[[str], object]) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"the (path|text) is empty"):
         convert("")
     assert str(convert("a b")) == "a b"
+
+
+def test_paths_of_options_have_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    assert option_path(".") == argument_path(Path()) == tmp_path / "run"
+    assert option_path("..") == tmp_path
+    assert option_path("run") == Path("run")
 
 
 @pytest.mark.parametrize("option", ["--prompts", "--vlm", "--path-column", "--id-column", "--images", "--out"])

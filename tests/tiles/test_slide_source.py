@@ -138,7 +138,7 @@ def test_a_folder_of_slides_has_no_labels_and_other_files_are_counted(tmp_path: 
         read_tiles(section(tmp_path / "images", labels=unlabelled), hold_out=False)
 
 
-def test_the_files_of_a_dicom_series_form_one_slide(tmp_path: Path) -> None:
+def test_the_files_of_a_dicom_series_form_one_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for case in ("A", "B"):
         (tmp_path / case).mkdir()
         for number, level in enumerate(levels_of(picture(), 2)):
@@ -149,6 +149,10 @@ def test_the_files_of_a_dicom_series_form_one_slide(tmp_path: Path) -> None:
     unlabelled = LabelsConfig(kind="none")
     table = write_table(tmp_path / "slides.csv", [{"slide": "first", "path": "A"}])
     assert list_slides(section(table, labels=unlabelled)).slides[0].path == tmp_path / "A/DCM_0.dcm"
+    monkeypatch.chdir(tmp_path / "A")
+    assert [slide.name for slide in slides_in_folder(Path()).slides] == ["A"]
+    write_table(table, [{"slide": "A"}, {"slide": "B/DCM_1.dcm"}])
+    assert [slide.name for slide in list_slides(section(table, labels=unlabelled)).slides] == ["A", "B"]
     write_table(table, [{"slide": f"s{number}", "path": f"A/DCM_{number}.dcm"} for number in range(2)])
     with pytest.raises(DataError, match=r"1 slide is listed more than once: DCM_0.dcm in rows 1, 2"):
         list_slides(section(table, labels=unlabelled))

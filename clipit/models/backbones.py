@@ -77,10 +77,13 @@ def backbone_repository(config: BackboneConfig) -> str | None:
     return None if is_local else source
 
 
-def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *, weights: bool = True) -> Backbone:
-    """Load the backbone of a configuration; without `pretrained`, its weights are random.
+def load_backbone(
+    config: BackboneConfig, device: torch.device | str = "cpu", *, seed: int = 0, weights: bool = True
+) -> Backbone:
+    """Load the backbone of a configuration; without `pretrained`, its weights are random and depend only on the seed.
 
     Args:
+        seed: Seed of the random weights: that of the run, so that every command and process has the same backbone.
         weights: Whether to load the weights. False builds only the architecture, on the current default device (`meta`
             takes no memory), with an empty fingerprint.
 
@@ -91,6 +94,8 @@ def load_backbone(config: BackboneConfig, device: torch.device | str = "cpu", *,
     """
     config, spec = _resolve(config if weights else config.model_copy(update={"pretrained": False}))
     pooling = config.pooling if config.pooling != "default" or spec is None else spec.pooling
+    if weights:
+        torch.manual_seed(seed)
     if (spec.family if spec else _family(config.name)) == "transformers":
         with guard_remote_code(config.trust_remote_code, "set backbone.trust_remote_code: true"):
             trunk = load_transformers(config, spec, pooling)

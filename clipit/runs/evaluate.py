@@ -99,9 +99,8 @@ def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None 
     config = resolve_run_precision(config, folder)
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"page": True})})
     check_inputs(workspace, models_of(config))
-    check_fingerprint(
-        folder, run_fingerprint(config, workspace, load_backbone(config.backbone, "cpu").fingerprint), config
-    )
+    backbone = load_backbone(config.backbone, seed=config.seed)
+    check_fingerprint(folder, run_fingerprint(config, workspace, backbone.fingerprint), config)
     with run_lock(folder) if processes.main else nullcontext(False) as locked:
         if processes.broadcast(locked):
             if processes.main:

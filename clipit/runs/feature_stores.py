@@ -55,7 +55,7 @@ def backbone_stores(config: RunConfig, workspace: Workspace) -> FeatureStores:
     """Compute the features of the configured backbone, without LoRA or training."""
     from clipit.models.backbones import load_backbone
 
-    backbone = load_backbone(config.backbone, get_processes().device)
+    backbone = load_backbone(config.backbone, get_processes().device, seed=config.seed)
     return _embed_with_backbone("backbone, frozen", backbone, config, workspace, {"features_saw_labels": SAW_NO_LABELS})
 
 

@@ -192,13 +192,12 @@ def _build_student(config: RunConfig, workspace: Workspace, tiles: TileSet) -> "
     from clipit.models.backbones import load_backbone
     from clipit.models.student import build_student
 
-    torch.manual_seed(config.seed)
-    backbone = load_backbone(config.backbone, get_processes().device)
+    backbone = load_backbone(config.backbone, get_processes().device, seed=config.seed)
     workspace.warn_about_view(backbone.name, backbone.expected_mpp, backbone.preprocess)
     joint_dim = workspace.vlm.joint_dim if config.student.projector_layers else None
     second_dim = None if config.second_vlm is None else workspace.for_config(config.for_second_vlm()).vlm.joint_dim
     parameters = {name: value for term in active_terms(config) for name, value in term.initial_parameters().items()}
-    torch.manual_seed(config.seed)  # again, since loading a VLM may consume random numbers
+    torch.manual_seed(config.seed)  # for the heads and LoRA; loading the models may have consumed random numbers
     student = build_student(
         backbone,
         config.student,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float32
 from PIL import Image
 
@@ -248,5 +247,5 @@ def _zero_shot(
 def _backbone(inputs: MethodInputs) -> PatchTokens:
     from clipit.models.backbones import load_backbone
 
-    torch.manual_seed(inputs.config.seed)  # for a backbone with random weights
-    return backbone_tokens(load_backbone(inputs.config.backbone, get_processes().device))
+    config = inputs.config
+    return backbone_tokens(load_backbone(config.backbone, get_processes().device, seed=config.seed))

@@ -26,6 +26,7 @@ from clipit.reporting.model_card import CardComparison
 from clipit.reporting.training_curves import read_curves
 from clipit.runs.card import _read_compared, record_comparison
 from clipit.runs.evaluate import evaluate_again
+from clipit.runs.feature_stores import backbone_stores
 from clipit.runs.folder import read_results, read_run_config, read_training, run_folder
 from clipit.runs.page import write_pages
 from clipit.runs.predict_tiles import open_classifier
@@ -324,6 +325,15 @@ def test_changed_values_in_the_training_log_are_an_error(finished: Finished) -> 
     log.write_text("\n".join([json.dumps(json.loads(first) | {"loss": 9.0}), *others, ""]))
     with pytest.raises(ArtifactError, match=r"(?s)training log has changed.*restore this file from a copy"):
         read_curves(log)
+
+
+def test_a_run_with_a_random_backbone_is_evaluated_again(configure: MakeConfig) -> None:
+    config = configure({"training.steps": 2, "backbone.pretrained": False}, name="random", arm="image_only", seed=3)
+    workspace = Workspace(config)
+    folder = train_run(config, workspace)
+    assert evaluate_again(resolve_arm(config), workspace)[1]["provenance"]["seed"] == 3
+    facts = backbone_stores(config, workspace).facts
+    assert facts["fingerprint"] == read_training(folder)["backbone_fingerprint"]
 
 
 def test_a_deleted_configuration_is_restored(finished: Finished) -> None:

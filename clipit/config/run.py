@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from clipit.config.data import AnnotationsConfig, LabelsConfig, LeaksConfig, ReportsConfig, TilesConfig
 from clipit.config.effects import Data, Evaluation, Recipe, Reporting, Speed
 from clipit.config.paths import LocalPath
-from clipit.config.section import MAX_SEED, Section
+from clipit.config.section import MAX_SEED, Distinct, Section
 from clipit.config.training import (
     AugmentationConfig,
     BagsConfig,
@@ -228,7 +228,7 @@ class TrackingConfig(Section):
 class EvaluationConfig(Section):
     """Evaluation of the trained classifier."""
 
-    splits: Evaluation[tuple[Literal["train", "validation", "test"], ...]] = ("validation", "test")
+    splits: Evaluation[Distinct[Literal["train", "validation", "test"]]] = Field(("validation", "test"), min_length=1)
     """Splits to score."""
     bootstrap: Evaluation[int] = Field(1000, ge=0)
     """Number of bootstrap resamples for the 95% intervals, at least 20; 0: no intervals."""

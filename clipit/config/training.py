@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from clipit.config.effects import AddedLater, Data, Reporting, Speed
 from clipit.config.paths import LocalPath
-from clipit.config.section import Section, Share
+from clipit.config.section import Distinct, Section, Share
 
 
 class StudentConfig(Section):
@@ -141,7 +141,7 @@ class OwnReportConfig(Section):
     probe on the VLM's image embeddings and reassigning tiles; the other tiles get the class `background`."""
     tissue_prompts: Data[LocalPath[str | None]] = None
     """`tissue` only: prompt set with the kinds of tissue."""
-    tissue_classes: tuple[str, ...] = ()
+    tissue_classes: Distinct[str] = ()
     """`tissue` only: classes of `tissue_prompts` that the label refers to, such as the tumour."""
     background: str | None = None
     """`at_least_one` only: class of the tiles that do not show the finding. All tiles of a patient with this label keep

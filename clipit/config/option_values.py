@@ -13,6 +13,7 @@ _NONE = ("None", "null")
 _CONTAINERS = ("[", "(", "{")
 _QUOTED_ITEM = re.compile(r"(^[\[({]|,)\s*'")  # single quotes that are not part of a word
 _TUPLE = re.compile(r"\(.*,.*\)", re.DOTALL)
+_UNQUOTED_LIST = re.compile(r"\[([^\[\]{}'\"]*)\]")
 
 
 def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,11 +68,18 @@ def decode_options(options: Mapping[str, str], types: Mapping[str, Any]) -> dict
 
 
 def decode_text(text: str) -> Any:
-    """Decode a list, a mapping or None in JSON or Python's notation, and return any other text unchanged."""
+    """Decode a list, a mapping or None in JSON or Python's notation, and return any other text unchanged.
+
+    The items of a list need no quotation marks: `[a, b]`, as in YAML.
+    """
     if text in _NONE:
         return None
     value = _literal(text) if text.startswith(_CONTAINERS) else text
-    return value if isinstance(value, list | dict) else text
+    if isinstance(value, list | dict):
+        return value
+    unquoted = _UNQUOTED_LIST.fullmatch(text.strip())
+    items = [item.strip() for item in unquoted[1].split(",")] if unquoted else []
+    return items if items and all(items) else text
 
 
 def _literal(text: str, *, numbers_as_text: bool = False) -> Any:

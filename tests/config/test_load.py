@@ -167,6 +167,8 @@ def test_sections_and_mappings_in_python_notation(file: Callable[..., str]) -> N
         "--tiles.class_map={'a': 'b'}",
         "--arms={'mine': {'lora.rank': 3, 'backbone.pretrained': False, 'prompts': None}}",
         "--terms.mine.words=['a', None, {'b': (1, True)}]",
+        "--arms.other.lora.targets=[qkv, mlp.fc1]",
+        "--tiles.splits.train=[labelled,unlabelled ]",
         "--backbone.pretrained=False",
         "--backbone.pixels=None",
         "--reports=None",
@@ -174,7 +176,9 @@ def test_sections_and_mappings_in_python_notation(file: Callable[..., str]) -> N
     config, _ = read_command("test", [file({**MINIMAL, "reports": {"path": "r"}, "backbone": {"pixels": 8}}), *options])
     assert (config.lora.rank, config.lora.targets) == (4, ("mlp", "qkv"))
     assert config.tiles.class_map == {"a": "b"}
-    assert config.arms == {"mine": {"lora.rank": 3, "backbone.pretrained": False, "prompts": None}}
+    mine = {"lora.rank": 3, "backbone.pretrained": False, "prompts": None}
+    assert config.arms == {"mine": mine, "other": {"lora": {"targets": ["qkv", "mlp.fc1"]}}}
+    assert config.tiles.splits == {"train": ("labelled", "unlabelled")}
     assert config.terms == {"mine": {"words": ["a", None, {"b": [1, True]}]}}
     assert (config.backbone.pretrained, config.backbone.pixels, config.reports) == (False, None, None)
 

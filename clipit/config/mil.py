@@ -67,13 +67,13 @@ class MilConfig(Section):
     h5: LocalPath[str | None] = None
     """Folder of .h5 files, one per slide, or a single file, for `features: h5`."""
     slides: LocalPath[str | None] = None
-    """Table with the columns `slide`, `label`, `group` (patient) and `split`, for `features: h5`; without a `split`
-    column, whole patients are held out. The keys classes, class_map, splits and other_parts of the `tiles` section
-    apply to this table."""
+    """Table with the columns `slide`, `label`, `group` (patient) and `split`, for `features: h5`; whole patients are
+    held out for validation and testing if the table has no such split. The keys classes, class_map, splits and
+    other_parts of the `tiles` section apply to this table."""
     validation_fraction: float = Field(0.2, gt=0, lt=1)
     """Fraction of the patients of `slides` held out for validation if the table has no validation split."""
     test_fraction: float = Field(0.2, gt=0, lt=1)
-    """Fraction of the patients of `slides` held out for testing if the table has no splits."""
+    """Fraction of the patients of `slides` held out for testing if the table has no test split."""
     split_seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed for drawing the held-out patients, independent of `seeds`."""
     labels_per_class: int | None = Field(None, ge=1)

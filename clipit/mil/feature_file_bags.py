@@ -97,7 +97,7 @@ def _ids(file: FeatureFile) -> list[str]:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Fractions of the patients to hold out if the slide table has no splits.
+    """Fractions of the patients to hold out for each split that the slide table lacks.
 
     Attributes:
         validation: Fraction of the patients for validation.
@@ -122,7 +122,7 @@ def bags_of_files(
         features: Folder of .h5 files named after the slides, or one such file.
         table: Table with the columns `slide`, `label`, and optionally `group` (patient) and `split`.
         unit: Unit of a bag; a slide without a known patient counts as a separate patient.
-        held_out: Fractions of the patients to hold out if the table has no splits.
+        held_out: Fractions of the patients to hold out for each split that the table lacks.
         tiles: Section `tiles`; its keys classes, class_map, splits and other_parts apply to the table. None for the
             defaults.
 
@@ -376,13 +376,13 @@ def _open_files(files: Mapping[str, Path], listed: TileSet, where: Path) -> _Ope
 
 
 def _split(slides: TileSet, held_out: HeldOut, table: Path) -> TileSet:
-    """Hold out a test and a validation split by patient, unless the table has splits.
+    """Hold out a test and a validation split by patient, unless the table has them.
 
     Raises:
         DataError: There are too few patients.
     """
     try:
-        if not (slides.splits != "train").any():
+        if not (slides.splits == "test").any():
             slides = hold_out_test(slides, held_out.test, held_out.seed)
         if not (slides.splits == "validation").any():
             slides = hold_out_validation(slides, held_out.validation, held_out.seed)

@@ -127,8 +127,12 @@ def _check_test(bags: MilBags, mil: MilConfig) -> tuple[str, ...]:
     """Check that test bags have labels; return a note on classes without a test bag."""
     labels = bags.labels[(bags.splits == "test") & (bags.labels >= 0)]
     if not len(labels):
-        key = "mil.test_fraction" if mil.features == "h5" else "tiles.test_fraction"
-        fix = f"label test {_level(mil)}s, or hold some out ({key})"
+        unit = _level(mil)
+        fix = (
+            f"label test {unit}s, or map a split that has labels to test in tiles.splits"
+            if (bags.splits == "test").any()
+            else f"map a split to test in tiles.splits, or hold out test {unit}s with tiles.test_fraction"
+        )
         raise DataError("no test bag has a label", where=bags.where, fix=fix)
     absent = [name for code, name in enumerate(bags.classes) if code not in labels]
     return (f"No test bag is labelled {', '.join(absent)}; the scores cover only the other classes.",) if absent else ()

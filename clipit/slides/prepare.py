@@ -200,6 +200,8 @@ def _prepare(slide: SlidePath, config: SlidesConfig, options: OptionNames) -> Pr
     }
     if contours is not None and b"ignore" in contours.read_bytes().lower():
         inputs["ignored"] = "cut out"  # grids from earlier versions include these areas
+    if slide.mpp is not None:
+        inputs["mpp_source"] = "table"  # an option's value may differ from the file's, but a table's may not
     folder = artifact_folder(Path(config.grids).expanduser(), KIND, inputs)
     if not (folder / MANIFEST).is_file():
         with locked(folder):

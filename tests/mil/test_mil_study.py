@@ -236,7 +236,7 @@ def test_invalid_study_configurations_are_rejected(
     assert_error(ConfigError, "no tiles are configured", {"mil": without_files})
     table = pd.read_csv(tmp_path / "slides.csv")
     table.assign(label=table["label"].where(table["split"] != "test")).to_csv(tmp_path / "slides.csv", index=False)
-    assert_error(DataError, r"(?s)no test bag has a label.*mil\.test_fraction", {})
+    assert_error(DataError, r"(?s)no test bag has a label.*map a split that has labels to test in tiles\.splits", {})
     table.assign(label="benign").to_csv(tmp_path / "slides.csv", index=False)
     assert_error(DataError, "all labels belong to one class: benign", {})
     # tiles of several classes in every group: no bag has a label

@@ -299,8 +299,18 @@ def _study_bags(tmp_path: Path, table: str, **tiles: Any) -> MilBags:
     keys: dict[str, Any] = {"name": "t", "prompts": None, "output": str(tmp_path / "out")}
     keys["tiles"] = {"source": "slides", "path": "none", **tiles}
     files = {"features": "h5", "h5": str(tmp_path / "h5"), "slides": str(path)}
-    mil = MilConfig.model_validate({**files, "arms": ["mean", "attention"], "validation_fraction": 0.4})
+    mil = MilConfig.model_validate(
+        {**files, "arms": ["mean", "attention"], "validation_fraction": 0.4, "test_fraction": 0.4}
+    )
     return read_inputs(RunConfig.model_validate(keys), mil).bags
+
+
+def test_a_test_split_is_held_out_of_a_table_with_training_and_validation_slides(tmp_path: Path) -> None:
+    rows = [f"{row},{'train' if n < 8 else 'validation'}" for n, row in enumerate(_table_rows())]
+    bags = _study_bags(tmp_path, "\n".join(["slide,label,group,split", *rows]))
+    assert bags.of_split("validation").names.tolist() == [f"s{n:02d}" for n in range(8, 12)]
+    assert {len(bags.of_split(split).names) for split in ("train", "test")} == {4}
+    assert any(note.startswith("test: ") and "held out with seed 0" in note for note in bags.notes)
 
 
 def test_splits_and_classes_of_the_table_can_be_mapped(tmp_path: Path) -> None:

@@ -161,6 +161,15 @@ def test_a_changed_slide_gets_a_new_grid(tmp_path: Path) -> None:
     assert before.stamp != after.stamp and before.grid.x.min() < after.grid.x.min()
 
 
+def test_a_wrong_mpp_in_a_table_is_an_error_after_an_option_with_the_same_value(tmp_path: Path) -> None:
+    config = SlidesConfig(mpp=1.0, pixels=32, grids=str(tmp_path / "grids"))
+    path = write_slide(tmp_path / "a.tiff", picture())
+    by_option = prepare_slides([SlidePath("a", path, default_mpp=0.5)], config)[0]
+    by_table = prepare_slides([SlidePath("a", path, mpp=0.5)], config)[0]
+    assert isinstance(by_option, PreparedSlide) and "used instead of 0.5" in by_option.facts["note"]
+    assert isinstance(by_table, FailedSlide) and "the table states 0.5 µm per pixel, but the file" in by_table.reason
+
+
 def test_the_stamp_of_a_slide_covers_all_of_its_files(tmp_path: Path) -> None:
     def stamp_changes(path: Path, file: Path) -> bool:
         before, content = slide_stamp(path), file.read_bytes()

@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from clipit.config.data import TilesConfig
 from clipit.config.segmentation import SegmentationConfig
 from clipit.errors import ConfigError, DataError
+from clipit.images.decode import ImageError
 from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.mask_files import MaskClasses, decode_values
 from clipit.tiles.masks import MaskSet, check_masks, open_masks
@@ -99,6 +101,26 @@ def test_one_bit_images_and_empty_drawings_are_valid_masks(tmp_path: Path) -> No
 )
 def test_pgm_values_are_read_unscaled(content: bytes) -> None:
     assert decode_values(io.BytesIO(content)).tolist() == [[0, 1], [2, 3]]
+
+
+def deep_png(colour_type: int, channels: int) -> bytes:
+    """Return a PNG with 16 bits per channel, all channels equal to the mask."""
+    pixels = np.repeat(DEEP[..., None], channels, axis=2).astype(">u2")
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", DEEP.shape[1], DEEP.shape[0], 16, colour_type, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_deep_greyscale_is_read_but_deep_colours_are_errors() -> None:
+    assert decode_values(io.BytesIO(deep_png(0, 1))).tolist() == DEEP.tolist()
+    colour_ppm = b"P6 2 1 1000\n" + np.repeat(np.array([1, 2], ">u2"), 3).tobytes()
+    for content in (deep_png(4, 2), deep_png(2, 3), deep_png(6, 4), colour_ppm):
+        with pytest.raises(ImageError, match=r"several channels of 16 bits .*: save the mask as greyscale"):
+            decode_values(io.BytesIO(content))
 
 
 def test_images_and_masks_are_rotated_by_their_own_orientation(tmp_path: Path) -> None:

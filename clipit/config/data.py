@@ -176,7 +176,7 @@ class TilesConfig(Section):
     as the centre."""
     other_parts: Literal["error", "ignore"] = "error"
     """Rows without a split, or with a split that is not in `splits` (such as other centres): fail, or drop and count
-    them."""
+    them. For Hugging Face data sets with `splits`, such splits are always dropped with a note."""
     classes: tuple[str, ...] | None = None
     """Class names in order; null: the classes of the data set, or the sorted labels."""
     class_map: dict[str, str] = Field(default_factory=dict)

@@ -141,7 +141,8 @@ def load_huggingface(
             by `save_to_disk`.
         revision: Commit of a data set on the Hub; None for the newest one, or the cached one offline.
         texts: Columns to read as text from csv and tsv files and from the metadata of image folders. For other columns,
-            pandas infers the type, so that 007 becomes 7.
+            pandas infers the type, so that 007 becomes 7. Streamed image folders are read once for any columns, so all
+            their metadata are read as text.
 
     Returns:
         A `datasets.Dataset` (with `streaming`, a `datasets.IterableDataset`), or a dictionary from split to data set.
@@ -176,7 +177,7 @@ def load_huggingface(
                 check_arrow_ends(files)
                 options |= {} if streaming else {"cache_dir": cache_folder(files)}
             loaded = datasets.load_dataset(str(folder) if name is None else name, **options)
-            if texts and (text_options := _text_options(loaded, texts)):
+            if texts and (text_options := _text_options(loaded, None if streaming else texts)):
                 loaded = datasets.load_dataset(str(folder) if name is None else name, **options, **text_options)
             if name is not None and not streaming:
                 files = cached_parquet(name, revision)
@@ -189,17 +190,22 @@ def load_huggingface(
             raise load_error(path, key, error, local=name is None, files=failed) from error
 
 
-def _text_options(loaded: Any, texts: Sequence[str]) -> dict[str, Any]:
-    """Return options that read columns as text, if pandas inferred other types for them; else an empty dictionary."""
+def _text_options(loaded: Any, texts: Sequence[str] | None) -> dict[str, Any]:
+    """Return options that read columns as text, if pandas inferred other types for them; else an empty dictionary.
+
+    Args:
+        texts: Columns to read as text; None for all columns.
+    """
     import datasets
 
     rows = next(iter(loaded.values())) if isinstance(loaded, dict) else loaded
     features = rows.features or {}
     values = {name for name, kind in features.items() if isinstance(kind, datasets.Value)}
-    if all("string" in features[name].dtype for name in values & {*texts}):
+    names = values if texts is None else values & {*texts}
+    if all("string" in features[name].dtype for name in names):
         return {}
     if rows.info.builder_name == "csv":
-        return {"converters": dict.fromkeys(texts, str)}
+        return {"converters": dict.fromkeys(values if texts is None else texts, str)}
     if rows.info.builder_name == "imagefolder":
         text = datasets.Value("string")
         return {"features": datasets.Features({name: text if name in values else features[name] for name in features})}

@@ -1,7 +1,7 @@
 """Read reports from tables: csv, tsv, xlsx, jsonl, parquet and Hugging Face data sets."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +42,7 @@ TABLE_FORMATS = {
     ".parquet": "parquet",
 }  # fmt: skip
 """Formats of tables by suffix."""
+_TEXTS = ("string", "large_string", "string_view")  # Arrow types of text
 _MAX_NAME_LENGTH = 60  # maximum length of a column name; a longer name is probably a report
 
 
@@ -159,7 +160,7 @@ def _parse_json(text: str, where: str) -> Any:
 
 
 def read_parquet_reports(path: Path, config: ReportsConfig, problems: list[str]) -> Iterator[RawReport]:
-    """Read the configured columns of a parquet file, or of all parquet files in a folder, in batches.
+    """Read the reports of a parquet file, or of all parquet files in a folder, in batches.
 
     Numbered files that seem to be missing from a folder are listed in `problems`.
     """
@@ -184,7 +185,8 @@ def _read_parquet_file(path: Path, config: ReportsConfig) -> Iterator[RawReport]
             names = file.schema_arrow.names
             _check_columns(config, names, path)
             classes = class_names(file.schema_arrow.metadata or {})
-            for batch in file.iter_batches(batch_size=_BATCH, columns=sorted({*_columns(config).values()} & {*names})):
+            texts = {field.name for field in file.schema_arrow if _is_text(field.type)}
+            for batch in file.iter_batches(batch_size=_BATCH, columns=_read_columns(config, names, {*texts, *classes})):
                 for name in batch.schema.names:
                     if pa.types.is_floating(batch.schema.field(name).type):
                         check_exact(batch.column(name).to_pylist(), str(batch.schema.field(name).type), name, path)
@@ -246,8 +248,9 @@ def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iter
         dataset = _select_split(dataset, config, lambda rows: counted(rows.num_rows, "report"), problems)
     check_arrow(dataset, f"{config.path}, {config.split}")
     _check_columns(config, dataset.column_names, config.path)
-    columns = sorted({*_columns(config).values()} & {*dataset.column_names})
-    classes = {column: getattr(dataset.features[column], "names", None) for column in columns}
+    classes = {name: feature.names for name, feature in dataset.features.items() if hasattr(feature, "names")}
+    texts = {name for name, feature in dataset.features.items() if getattr(feature, "dtype", "") in _TEXTS}
+    columns = _read_columns(config, dataset.column_names, {*texts, *classes})
     number = 0
     try:
         for cells in dataset.select_columns(columns):
@@ -309,6 +312,16 @@ def _check_one_format(folder: Path) -> None:
 def _columns(config: ReportsConfig) -> dict[str, str]:
     keys = ("text_column", "id_column", "organ_column", "group_column", "label_column", "date_column")
     return {key: getattr(config, key) for key in keys if getattr(config, key) is not None}
+
+
+def _read_columns(config: ReportsConfig, names: Sequence[str], texts: Collection[str]) -> list[str]:
+    """Select the columns to read: the configured ones, and all with text or classes if TCGA barcodes are recognised."""
+    read = {*_columns(config).values(), *(texts if config.tcga_barcodes else ())}
+    return [name for name in names if name in read]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return str(kind.value_type if pa.types.is_dictionary(kind) else kind) in _TEXTS
 
 
 def _shown_name(column: str) -> str:

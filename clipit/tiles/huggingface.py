@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,7 +85,8 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
     """Read the tiles of a data set; ids come from the column `tiles.columns.id` if that is set, else `<split>/<row>`.
 
     The image column is `image` and the label column `label`, unless tiles.columns sets others (`path` names the image
-    column). If tiles.splits is set, splits that it does not map are dropped. Without splits, all rows belong to train.
+    column). If tiles.splits is set, other splits are dropped, with a note, unless their names are standard. Without
+    splits, all rows belong to train.
 
     Raises:
         DataError: The data set cannot be loaded, or lacks splits or columns.
@@ -93,7 +94,8 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
     column = image_column(config)
     as_text = load_image_folder(config.path, column)
     loaded = as_text or load_huggingface(config.path, "tiles.path", texts=text_columns(config))
-    splits = select_splits(dict(loaded) if isinstance(loaded, dict) else {"train": loaded}, config)
+    all_splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+    splits = select_splits(all_splits, config)
     undecoded: dict[str, Any] = {}
     described: dict[str, SplitRows] = {}
     for split, rows in splits.items():
@@ -103,7 +105,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         described[split] = _describe_rows(
             rows, f"{config.path}, split {split}", _stamps(rows, column, config.path, split)
         )
-    notes: list[str] = []
+    notes = [*unused_splits({name: int(rows.num_rows) for name, rows in all_splits.items()}, splits)]
     if is_image_folder(config.path, splits.values()):
         check_listed_once({split: _file_paths(rows, column) for split, rows in splits.items()}, config.path)
         if as_text is None and (warning := inferred_types(splits.values())):
@@ -324,7 +326,7 @@ def _describe_rows(rows: Any, where: str, stamps: Sequence[str]) -> SplitRows:
 
 
 def select_splits(splits: Mapping[str, Rows], config: TilesConfig) -> dict[str, Rows]:
-    """Return the splits that tiles.splits names, or all splits if it is not set.
+    """Return the splits that tiles.splits names and those with standard names, or all splits if it is not set.
 
     Raises:
         DataError: A split named in tiles.splits is missing.
@@ -339,7 +341,22 @@ def select_splits(splits: Mapping[str, Rows], config: TilesConfig) -> dict[str, 
     if not config.splits:
         return dict(splits)
     mapping = split_map(config.splits, ALIASES)
-    return {name: rows for name, rows in splits.items() if name in mapping}
+    return {name: rows for name, rows in splits.items() if name in mapping or name.lower() in mapping}
+
+
+def unused_splits(rows_of: Mapping[str, int | None], used: Collection[str]) -> tuple[str, ...]:
+    """Return a note on the splits that are not used.
+
+    Args:
+        rows_of: Number of rows of every split; None if unknown.
+        used: Names of the splits returned by `select_splits`.
+    """
+    unused = [
+        name if rows is None else f"{name} ({counted(rows, 'tile')})"
+        for name, rows in rows_of.items()
+        if name not in used
+    ]
+    return (f"splits that tiles.splits does not name are dropped: {shortlist(unused)}",) if unused else ()
 
 
 def not_images(column: str, kind: str, where: str) -> DataError:

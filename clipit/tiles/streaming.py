@@ -21,7 +21,7 @@ from clipit.input_files.folder_files import list_files
 from clipit.input_files.mangled_names import check_exact
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
 from clipit.input_files.parquet_classes import check_described_classes, check_parquet_classes, hub_parquet
-from clipit.output_files.artifacts import REBUILD, fingerprint, read_json, reading, write_json
+from clipit.output_files.artifacts import REBUILD, Artifact, fingerprint, read_json, reading, write_json
 from clipit.tiles.cells import check_stored, stored_cell
 from clipit.tiles.huggingface import (
     SplitRows,
@@ -33,6 +33,7 @@ from clipit.tiles.huggingface import (
     not_images,
     select_splits,
     text_columns,
+    unused_splits,
 )
 from clipit.tiles.imagefolder import METADATA_FILES, inferred_types, load_image_folder
 from clipit.tiles.kept_tiles import FIELD, Block, KeptSize, KeptTiles, SourceTile, keep_tiles
@@ -66,13 +67,15 @@ class StreamedSet:
     Attributes:
         splits: Splits used by the configuration, by name.
         revision: Commit on the Hub that all splits are read from; None for local folders, or if offline.
-        metadata: Whether `datasets` reads metadata files, whose cells are then stored as text; earlier versions
-            stored them with inferred types.
+        metadata: Whether `datasets` reads metadata files, whose cells are then all stored as text; earlier versions
+            stored those of columns that the configuration did not name with inferred types.
+        notes: Notes on splits that the configuration does not use.
     """
 
     splits: dict[str, StreamedSplit]
     revision: str | None
     metadata: bool
+    notes: tuple[str, ...] = ()
 
 
 def stream_tiles(config: TilesConfig, root: Path | None) -> SourceTiles:
@@ -142,25 +145,34 @@ def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
     if root is None:
         described = look_up()
     else:
-        artifact = build_once(root, "streamed_set", {"set": _identity(config), "version": 3}, make)
-        listed = artifact.file("splits.json")
-        with reading(listed):
-            splits = {name: StreamedSplit(**split) for name, split in read_json(listed, REBUILD).items()}
-        facts = artifact.manifest.facts
-        described = StreamedSet(splits, facts.get("revision"), facts["metadata"])
+        inputs = {"set": _identity(config), "version": 3}
+        described = _read_description(build_once(root, "streamed_set", inputs, make))
+        if described.metadata and any(map(_has_inferred_types, described.splits.values())):  # of an earlier version
+            described = _read_description(build_once(root, "streamed_set", {**inputs, "cells": "all text"}, make))
     splits = select_splits(described.splits, config)
     for name, split in splits.items():
         check_columns(name, split.columns, config)
         if split.kinds[column] != "image":
             raise not_images(column, split.kinds[column], config.path)
-    return replace(described, splits=splits)
+    return replace(described, splits=splits, notes=unused_splits(dict.fromkeys(described.splits), splits))
+
+
+def _read_description(artifact: Artifact) -> StreamedSet:
+    listed, facts = artifact.file("splits.json"), artifact.manifest.facts
+    with reading(listed):
+        splits = {name: StreamedSplit(**split) for name, split in read_json(listed, REBUILD).items()}
+    return StreamedSet(splits, facts.get("revision"), facts["metadata"])
+
+
+def _has_inferred_types(split: StreamedSplit) -> bool:
+    return any(kind.startswith("Value(") and "string" not in kind for kind in split.kinds.values())
 
 
 def _stream_set(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
     column = image_column(config)
     described = describe_set(config, root)
     revision = {} if described.revision is None else {"revision": described.revision}
-    revision |= {"cells": "text"} if described.metadata else {}
+    revision |= {"cells": "all text"} if described.metadata else {}
     kept: dict[str, KeptTiles] = {}
 
     @cache
@@ -187,7 +199,8 @@ def _stream_set(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
         name: _kept_rows(kept[name], split, f"{config.path}, split {name}") for name, split in described.splits.items()
     }
     source = join_splits(rows, config, reader)
-    source = replace(source, notes=(*source.notes, *missing_data_files(config.path), *unread_data_files(config.path)))
+    unread = (*described.notes, *missing_data_files(config.path), *unread_data_files(config.path))
+    source = replace(source, notes=(*source.notes, *unread))
     return _scale(source, config, np.concatenate([tiles.scales() for tiles in kept.values()]))
 
 

@@ -67,6 +67,33 @@ def test_barcodes_in_any_column_of_a_table(tmp_path: Path) -> None:
     assert groups_and_organs(read(tmp_path / "r.jsonl")) == [("TCGA-AB-1234", None), (None, None)]
 
 
+@pytest.mark.parametrize("form", ["file", "folder", "saved"])
+def test_barcodes_in_any_column_of_parquet_files_and_data_sets(tmp_path: Path, form: str) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {
+            "slide": datasets.Value("string"),
+            "study": datasets.ClassLabel(names=["LUAD", "PRAD"]),
+            "text": datasets.Value("string"),
+            "size": datasets.Value("float64"),
+        }
+    )
+    rows = [
+        {"slide": "TCGA-XY-0007-01Z-00-DX1", "study": 1, "text": "Acinar carcinoma.", "size": 0.5},
+        {"slide": "own slide", "study": -1, "text": "As in TCGA-XY-0008.", "size": None},
+    ]
+    saved = datasets.Dataset.from_list(rows, features=features)
+    path = tmp_path / {"file": "reports.parquet", "folder": "reports", "saved": "reports"}[form]
+    if form == "saved":
+        saved.save_to_disk(str(path))
+    else:
+        (tmp_path / "reports").mkdir()
+        saved.to_parquet(str(path / "train.parquet" if form == "folder" else path))
+    assert groups_and_organs(read(path)) == [("TCGA-XY-0007", "prostate"), (None, None)]
+    assert groups_and_organs(read(path, tcga_barcodes=False)) == [(None, None)] * 2
+
+
 def test_configured_group_and_organ_columns_take_precedence(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text("id,patient,organ,text\nTCGA-AB-1234,P1,skin,A tumour.\n")

@@ -83,6 +83,24 @@ def test_missing_splits_and_columns_are_errors(saved: Path) -> None:
         load_tiles(config(saved, splits=splits, columns={"path": "patient"}), seed=0)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_splits_outside_the_mapping_are_read_if_standard_and_noted_otherwise(
+    saved: Path, tmp_path: Path, streaming: bool
+) -> None:
+    import datasets
+
+    parts = datasets.load_from_disk(str(saved))
+    parts["Testing"] = parts.pop("test")
+    parts.save_to_disk(str(tmp_path / "renamed"))
+    mapped = config(tmp_path / "renamed", splits={"train": "train"}, streaming=streaming)
+    tiles = read_tiles(mapped, root=tmp_path / "kept")
+    assert (tiles.splits == "test").sum() == 4 and len(tiles) == 14
+    size = "" if streaming else " (2 tiles)"
+    assert f"splits that tiles.splits does not name are dropped: extra{size}" in tiles.notes
+    merged = mapped.model_copy(update={"splits": {"train": ("train", "extra")}})
+    assert len(read_tiles(merged, root=tmp_path / "kept")) == 16
+
+
 def test_an_empty_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
@@ -441,6 +459,22 @@ def test_metadata_in_a_zip_is_read_as_text_by_the_datasets_package(tmp_path: Pat
     assert any(
         "the datasets package read the metadata file of this image folder" in n for n in (*tiles.notes, *log_lines)
     )
+
+
+def test_columns_of_streamed_metadata_can_be_named_after_the_first_command(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(4)]
+    _image_folder(tmp_path / "files", names)
+    rows = [f"{name},{'ab'[row % 2]},0{row},0.5" for row, name in enumerate(names)]
+    (tmp_path / "files/metadata.csv").write_text("\n".join(["file_name,label,donor,mpp", *rows]), encoding="utf-8")
+    (tmp_path / "set").mkdir()
+    with zipfile.ZipFile(tmp_path / "set/train.zip", "w") as archive:
+        for file in (tmp_path / "files").iterdir():
+            archive.write(file, file.name)
+    for columns in ({}, {"group": "donor"}):
+        streamed = config(tmp_path / "set", streaming=True, columns=columns)
+        tiles = read_tiles(streamed, root=tmp_path / "kept", hold_out=False)
+    assert tiles.groups.tolist() == ["00", "01", "02", "03"] and tiles.mpp.tolist() == [0.5] * 4
+    assert len([*(tmp_path / "kept").glob("kept_tiles-*")]) == 1
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipit.argument_types import as_plain, type_name
+from clipit.config.argument_types import as_plain, type_name
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import (
     dotted,

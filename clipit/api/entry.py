@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar, cast
 
 from clipit.api.configuration import Config, as_config
-from clipit.argument_types import checks_types
+from clipit.config.argument_types import checked_arguments
 from clipit.crash_watch import named_warnings
 from clipit.errors import ClipitError, machine_errors
 from clipit.progress import show_messages
@@ -23,7 +23,7 @@ def public(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Res
     silences them.
     """
 
-    called: Callable[..., _Result] = checks_types(function)
+    called: Callable[..., _Result] = checked_arguments(function)
     names = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)

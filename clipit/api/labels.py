@@ -175,8 +175,8 @@ def merge_masks(
 
     page, images = write_annotator_masks(
         as_config(config),
-        Path(masks).expanduser(),
-        files=None if files is None else Path(files).expanduser(),
+        Path(masks),
+        files=None if files is None else Path(files),
         confidence=confidence,
         shown=shown,
     )

@@ -11,7 +11,7 @@ import pandas as pd
 
 from clipit.api.entry import public
 from clipit.api.study_result import ResultFiles
-from clipit.config.paths import argument_path, output_path
+from clipit.config.paths import output_path
 from clipit.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -150,8 +150,8 @@ def predict(
 
     listed = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     paths = PredictionPaths(output_path(Path(out)))
-    folder = None if images is None else argument_path(Path(images))
-    input_paths = [argument_path(Path(path)) for path in listed]
+    folder = None if images is None else Path(images)
+    input_paths = [Path(path) for path in listed]
     has_slides = any(is_slide_input(path) for path in input_paths)
     if not has_slides:
         if mpp is not None or tile_mpp is not None:

@@ -11,7 +11,6 @@ import pandas as pd
 from clipit.api.configuration import Config, as_config, as_values
 from clipit.api.entry import public
 from clipit.api.study_result import ResultFiles
-from clipit.config.paths import argument_path
 
 if TYPE_CHECKING:
     import torch
@@ -203,9 +202,11 @@ def evaluate_external(
     from clipit.runs.external import evaluate_external as evaluate_on
     from clipit.runs.folder import read_run_config
 
-    folder = argument_path(Path(run))
+    folder = Path(run)
     config = read_run_config(folder)
     section = None
+    if name:  # it becomes the name of a folder, like that of a run
+        validate(config.model_dump() | {"name": name}, "clipit.evaluate_external")
     if tiles is not None:
         tile_keys = as_values(tiles) if isinstance(tiles, Mapping) else {"path": str(tiles)}
         tile_keys = {"source": default_source(str(tile_keys.get("path", ""))), **tile_keys}

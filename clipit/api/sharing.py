@@ -50,7 +50,7 @@ def export_program(
 
     if not isinstance(classifier, Classifier):
         classifier = load_classifier(classifier, "cpu", trust_remote_code=trust_remote_code)
-    return export(classifier, Path(path).expanduser(), format, tolerance=TOLERANCE if tolerance is None else tolerance)
+    return export(classifier, Path(path), format, tolerance=TOLERANCE if tolerance is None else tolerance)
 
 
 @public

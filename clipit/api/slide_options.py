@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipit.config.data import SlidesConfig
-from clipit.config.paths import argument_path
 from clipit.errors import ConfigError
 from clipit.input_files.nearby_files import similar_names
 
@@ -65,7 +64,7 @@ def grid_options(
     except ValidationError as error:
         listed = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"invalid tile options: {listed}", fix="correct them (see --help)") from None
-    if contours is not None and not argument_path(Path(contours)).exists():
+    if contours is not None and not Path(contours).exists():
         advice = f"correct --contours; {similar_names(str(contours))}"
         raise ConfigError("no such contour file or folder", where=contours, fix=advice)
     return config, list(options)

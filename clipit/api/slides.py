@@ -12,7 +12,7 @@ import pandas as pd
 from clipit.api.entry import public
 from clipit.api.slide_options import grid_options, open_scorer, vlm_section, zero_shot_classes
 from clipit.api.study_result import ResultFiles
-from clipit.config.paths import argument_path, output_path
+from clipit.config.paths import output_path
 from clipit.errors import counted
 from clipit.output_files.whole_files import read_csv_frame
 
@@ -155,7 +155,7 @@ def tile_slides(
 
     folder = output_path(Path(out))
     config, _ = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
-    listed = list_inputs(_paths(slides), mpp, None if images is None else argument_path(Path(images)))
+    listed = list_inputs(_paths(slides), mpp, None if images is None else Path(images))
     with output_folder(folder, RECORD):
         table = tile(listed, config, folder, tuple(extras))
     shown = table[table["status"] == "ok"]
@@ -245,8 +245,8 @@ def score_slides(
 
     folder = output_path(Path(out))
     grid, stated = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
-    listed = list_inputs(_paths(slides), mpp, None if images is None else argument_path(Path(images)))
-    path = argument_path(Path(classifier)) if isinstance(classifier, str | Path) else None
+    listed = list_inputs(_paths(slides), mpp, None if images is None else Path(images))
+    path = Path(classifier) if isinstance(classifier, str | Path) else None
     runs: list[Path] | None = []  # a VLM with prompts does not come from a run
     if classifier is not None:
         runs = None if path is None else run_of_classifier(path)
@@ -336,7 +336,7 @@ def compare_slides(
 
     folder = output_path(Path(out))
     grid, stated = grid_options(folder, tile_mpp, tile_pixels, overlap, min_tissue, contours)
-    listed = list_inputs(_paths(slides), mpp, None if images is None else argument_path(Path(images)))
+    listed = list_inputs(_paths(slides), mpp, None if images is None else Path(images))
     compared, notes = find_runs(_paths(runs))
     zero_shot = zero_shot_classes(vlm, prompts)
     check_comparison(compared, reference, listed, zero_shot)
@@ -364,4 +364,4 @@ def _snippets(config: str | Path, scorer: "TileScorer") -> "TextNeighbours":
 
 def _paths(slides: Inputs) -> list[Path]:
     listed = [slides] if isinstance(slides, str | Path) else list(slides)
-    return [argument_path(Path(path)) for path in listed]
+    return [Path(path) for path in listed]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from clipit.argument_types import as_plain, type_name
+from clipit.config.argument_types import as_plain, type_name
 from clipit.config.paths import argument_path
 from clipit.errors import ConfigError
 from clipit.output_files.whole_files import read_frame

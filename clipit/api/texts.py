@@ -144,7 +144,7 @@ def pair(config: Config, *, features: Sequence[str | Path] | str | Path | None =
     workspace = Workspace(run)
     if features is not None:
         paths = [features] if isinstance(features, str | Path) else features
-        return _pair_features(workspace, [Path(path).expanduser() for path in paths])
+        return _pair_features(workspace, [Path(path) for path in paths])
     check_inputs(workspace, ["vlm"], reports=True)
     pairs = workspace.pairs
     summary = workspace.pairing_summary()

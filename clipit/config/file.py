@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from clipit.argument_types import type_name
+from clipit.config.argument_types import type_name
 from clipit.config.comparison import ComparisonConfig
 from clipit.config.mil import MilConfig
 from clipit.config.run import RunConfig

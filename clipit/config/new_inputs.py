@@ -10,6 +10,7 @@ from typing import Any
 from clipit.config.command_line import read_file_command
 from clipit.config.data import TilesConfig
 from clipit.config.load import dotted, merge, nested, read_yaml, validate, value_at
+from clipit.config.paths import argument_path
 from clipit.config.run import RunConfig
 from clipit.errors import ConfigError
 
@@ -117,7 +118,7 @@ def default_source(path: str) -> str:
     """Infer the tile source from a path."""
     if path.lower().endswith(".tar"):
         return "webdataset"
-    in_folders = Path(path).expanduser().is_dir() or path.lower().endswith(".zip")
+    in_folders = Path(argument_path(path)).is_dir() or path.lower().endswith(".zip")
     return "folders" if in_folders else "huggingface" if path.startswith("hf:") else "table"
 
 

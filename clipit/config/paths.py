@@ -18,6 +18,7 @@ _UNKNOWN_VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[^{}]+\})")
 _NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _MAX_NAME_LENGTH = 255  # bytes, on all common file systems
 _Path = TypeVar("_Path", str, Path, str | None)
+_Named = TypeVar("_Named", str, Path)
 
 
 def expand_home(path: _Path, *, read_once: bool = False) -> _Path:
@@ -86,13 +87,13 @@ LocalPath = Annotated[_Value, AfterValidator(lambda path: expand_home(path))]
 """Type of keys whose values are paths, or names instead of paths."""
 
 
-def _named(path: Path) -> Path:
+def _named(path: _Named) -> _Named:
     """Replace a path without a name, such as `.`, by the absolute path: runs and slides are named after folders."""
-    return path.resolve() if path.name in ("", "..") else path
+    return type(path)(Path(path).resolve()) if Path(path).name in ("", "..") else path
 
 
-def argument_path(path: Path) -> Path:
-    """Convert an argument of a Python function to a path; see `expand_home`.
+def argument_path(path: _Named) -> _Named:
+    """Expand an argument of a Python function that is a path or, as a string, may also be a name; see `expand_home`.
 
     Raises:
         ConfigError: The path is rejected.

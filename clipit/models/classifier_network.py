@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipit.argument_types import type_name
+from clipit.config.argument_types import type_name
 from clipit.config.run import StudentConfig
 from clipit.errors import DataError, ModelError
 from clipit.models.classifier_spec import ClassifierSpec

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipit.argument_types import checks_types
+from clipit.config.argument_types import checked_arguments
 from clipit.config.run import VLMConfig
 from clipit.errors import DataError, ModelError, counted, is_out_of_memory, out_of_memory
 from clipit.images.device_copies import copy_ahead, stack
@@ -334,7 +334,7 @@ class Classifier:
         return self._vlm
 
 
-@checks_types
+@checked_arguments
 @torch_defaults()
 def load_classifier(
     path: str | Path,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from clipit.config.paths import argument_path
 from clipit.errors import DataError, shortlist
 from clipit.images.decode import is_image
 from clipit.images.image_set import ZIP, crop_warning, open_images
@@ -29,7 +30,7 @@ def open_pictures(images: Images) -> tuple[int, Callable[[int], Image.Image]]:
     if isinstance(images, str) and not images.strip():
         raise DataError("the path is empty", where="images", fix='write the path; "." is the current folder')
     if isinstance(images, str | os.PathLike):
-        path = Path(images).expanduser()
+        path = argument_path(Path(images))
         _reject_slides(_slides_in(path) if path.is_dir() else [path], images)
         if path.suffix.lower() == ZIP or path.is_dir():
             source = open_images(path)

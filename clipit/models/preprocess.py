@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Num, UInt8
 from PIL import Image
 
-from clipit.argument_types import type_name
+from clipit.config.argument_types import type_name
 from clipit.errors import DataError, ModelError, is_out_of_memory, shortlist
 from clipit.images.decode import ImageError, decode, to_rgb
 from clipit.output_files.artifacts import fingerprint

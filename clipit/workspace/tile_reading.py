@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipit.argument_types import type_name
+from clipit.config.argument_types import type_name
 from clipit.config.run import LabelsConfig, RunConfig, TilesConfig
 from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.images.image_set import crop_warning

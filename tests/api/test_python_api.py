@@ -188,26 +188,6 @@ def test_predictions_do_not_depend_on_torch_defaults(tmp_path: Path) -> None:
         torch.set_default_device(None)
 
 
-def test_pandas_columns_and_numpy_numbers_are_accepted() -> None:
-    import pandas as pd
-
-    from clipit.argument_types import checks_types
-
-    @checks_types
-    def count_paths(paths: Sequence[str | Path], size: int, share: float, quick: bool = False) -> int:
-        return len(paths)
-
-    table = pd.DataFrame({"path": ["a.png", "b.png"]})
-    assert count_paths(table["path"], np.int64(3), np.float32(0.5), np.True_) == 2
-    assert count_paths(table["path"].to_numpy(), 3, 1) == 2
-    assert count_paths((name for name in ("a.png", Path("b.png"), "c.png")), 3, 1) == 3
-    with pytest.raises(ConfigError, match="strings or paths, not a list with an int"):
-        count_paths(["a.png", 3], 3, 1)
-    for wrong in (table, {"a.png"}, iter([3]), {"a.png": 1}):
-        with pytest.raises(ConfigError, match="paths must be a list of strings or paths, not"):
-            count_paths(wrong, 3, 1)
-
-
 def test_empty_path_raises_an_error(tmp_path: Path) -> None:
     classifier = clipit.load_classifier(save_classifier(tmp_path) / "run", "cpu")
     calls = [
@@ -228,9 +208,9 @@ def test_empty_path_raises_an_error(tmp_path: Path) -> None:
 
 
 def test_path_like_objects_and_numpy_numbers_are_converted(tmp_path: Path) -> None:
-    from clipit.argument_types import checks_types
+    from clipit.config.argument_types import checked_arguments
 
-    @checks_types
+    @checked_arguments
     def argument_types(
         path: str | Path, listed: str | Path | Sequence[str | Path], size: int, share: float
     ) -> list[type]:

@@ -287,6 +287,9 @@ def test_python_function_returns_scores_and_predictions_of_new_tiles(run: Path, 
         clipit.evaluate_external(run, path, keys={"lora.rank": 2})
     with pytest.raises(ConfigError, match=r"unknown key 'tiles\.pth' \(did you mean 'tiles\.path'"):
         clipit.evaluate_external(run, {"pth": path})
+    for invalid in ("site/A", "../elsewhere", ".hidden", "site A", " "):
+        with pytest.raises(ConfigError, match=r"(?s)'name': .*where: clipit\.evaluate_external"):
+            clipit.evaluate_external(run, path, name=invalid)
 
 
 @pytest.mark.parametrize("keys", [{"test_fraction": 0.5}, {"folds": 2, "fold": 0}])

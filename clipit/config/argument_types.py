@@ -1,4 +1,4 @@
-"""Check the argument types of the Python API; errors name the argument with the wrong type."""
+"""Check the argument types of the Python API and expand its paths; errors name the argument."""
 
 import functools
 import inspect
@@ -9,6 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin
 
+from clipit.config.paths import argument_path
 from clipit.errors import ConfigError
 
 _Arguments = ParamSpec("_Arguments")
@@ -24,11 +25,14 @@ _WORDS = {
 }
 _NAMED = {kind.__name__: kind for kind in (str, Path, int, float, bool)} | {"None": type(None)}
 _CHECKED_LATER = {"config", "overrides"}
-"""Arguments that are not checked here, because the configuration's own checks give more specific errors."""
+"""Arguments that are not checked or expanded here, because the configuration's own checks give more specific errors."""
 
 
-def checks_types(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Wrap a function: raise a `ConfigError` for arguments of the wrong type and for empty paths."""
+def checked_arguments(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Wrap a function: check the types of its arguments, and expand `~` and `$NAME` in those that may be paths.
+
+    The function raises a `ConfigError` for arguments of the wrong type, and for empty or invalid paths.
+    """
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -51,6 +55,8 @@ def checks_types(function: Callable[_Arguments, _Result]) -> Callable[_Arguments
                     where=f"clipit.{function.__name__}",
                     fix='write the path; "." is the current folder',
                 )
+            if name not in _CHECKED_LATER:
+                bound.arguments[name] = _expanded(value, kinds)
         return cast(Callable[..., _Result], function)(*bound.args, **bound.kwargs)
 
     return wrapped
@@ -62,6 +68,17 @@ def _has_empty_path(value: Any, kinds: Sequence[Any]) -> bool:
         return Path in kinds and not value.strip()
     members = [list(_alternatives(get_args(kind)[0])) for kind in kinds if get_origin(kind) is Sequence]
     return _is_list(value) and any(_has_empty_path(each, one) for one in members for each in value)
+
+
+def _expanded(value: Any, kinds: Sequence[Any]) -> Any:
+    """Expand an argument that may be a path, or the members of a list of paths; return other values unchanged."""
+    if isinstance(value, Path):
+        return argument_path(value)
+    if isinstance(value, str):
+        return argument_path(value) if Path in kinds else value
+    members = [list(_alternatives(get_args(kind)[0])) for kind in kinds if get_origin(kind) is Sequence]
+    lists_paths = any(Path in one for one in members)
+    return [_expanded(each, [Path]) for each in value] if lists_paths and _is_list(value) else value
 
 
 def as_plain(value: Any) -> Any:

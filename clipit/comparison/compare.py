@@ -18,7 +18,7 @@ from clipit.comparison.plan import FailedRun, Plan, describe_failed, plan_compar
 from clipit.comparison.report.pairing_browser import write_pairing_page
 from clipit.comparison.report.write import write_report
 from clipit.comparison.report_reference import score_report_probes
-from clipit.comparison.rows import add_costs, cropped_set_notes, read_run_rows
+from clipit.comparison.rows import add_costs, cropped_set_notes, model_and_set_notes, read_run_rows
 from clipit.comparison.statistics import PERCENT, compute_statistics
 from clipit.comparison.vlm_reference import score_vlm
 from clipit.config.comparison import ComparisonConfig
@@ -37,7 +37,6 @@ from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
 from clipit.training.terms.own_reports import own_report_labels
 from clipit.training.terms.term_table import models_of, uses_own_report_labels, uses_reports
-from clipit.workspace.adapted_patients import adapted_vlm_notes
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
@@ -72,7 +71,7 @@ def compare(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) ->
     compared = plans[0].comparison
     all_rows: list[ScoreRow] = []
     analyses: list[AnalysisResult] = []
-    cropped: list[str] = []
+    noted, cropped = list[str](), list[str]()
     for plan, workspace, finished in zip(plans, workspaces, trained, strict=True):
         rows = [row for row in finished if row.seed in compared.seeds]
         predictions = folder / "predictions" / plan.config.name
@@ -82,19 +81,14 @@ def compare(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) ->
         analyses += run_analyses(plan, workspace, rows, predictions)
         write_pairing_page(plan, workspace, rows)
         cropped += cropped_set_notes(plan, workspace, rows)
+        noted += model_and_set_notes(plan, workspace)
         all_rows += rows
     if get_processes().main:
         with locked(folder):  # another command may be writing the same comparison
             analyses = write_points(analyses, folder)
             results = compute_statistics(compared, all_rows, config.evaluation.bootstrap)
             tiles = [workspace.all_tiles for workspace in workspaces]
-            shifted = [
-                workspace.shifted_tiles(name, section)
-                for plan, workspace in zip(plans, workspaces, strict=True)
-                for name, section in plan.comparison.shifted.items()
-            ]
-            warnings = adapted_vlm_notes(note for each in (*tiles, *shifted) for note in each.notes)
-            warnings += dict.fromkeys(cropped)
+            warnings = list(dict.fromkeys([*noted, *cropped]))
             verdict = judge_comparison(plans, results.arms, comparison.metric)
             failure = describe_failed(plans, failed, total)
             notes = write_report(config, compared, plans, results, analyses, folder, verdict, tiles, warnings, failure)

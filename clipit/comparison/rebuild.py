@@ -13,7 +13,7 @@ from clipit.comparison.export_tables import RERUN, export_verdict, read_comparis
 from clipit.comparison.headline import judge_comparison
 from clipit.comparison.plan import FailedRun, Plan, describe_failed, plan_comparison, without_failed
 from clipit.comparison.report.write import write_report
-from clipit.comparison.rows import CROPPED_SET
+from clipit.comparison.rows import CROPPED_SET, SHIFTED_SET
 from clipit.comparison.statistics import compute_statistics
 from clipit.config.load import merge, validate_file
 from clipit.config.run import RunConfig
@@ -62,10 +62,10 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
     results = compute_statistics(comparison, rows, file.run.evaluation.bootstrap)
     verdict = judge_comparison(plans, results.arms, comparison.metric)
     failure = describe_failed(plans, failed, total)
-    # Warnings about shifted sets are taken from the comparison's record, because these sets are not read again.
+    # Notes on shifted sets are taken from the comparison's record, because these sets are not read again.
     recorded = saved.get("notes", ())
     warnings = adapted_vlm_notes([*(note for each in tiles for note in each.notes), *recorded])
-    warnings += [note for note in recorded if note.startswith(CROPPED_SET)]
+    warnings += [note for note in recorded if note.startswith((CROPPED_SET, SHIFTED_SET))]
     with locked(folder):  # another command may be writing the same comparison
         notes = write_report(file.run, comparison, plans, results, analyses, folder, verdict, tiles, warnings, failure)
         texts = export_verdict(verdict) | {"notes": notes}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipit.comparison.own_report_arms import resolve_plan_arm
 from clipit.comparison.plan import Plan
 from clipit.comparison.search_grid import arm_values, grid_axes
 from clipit.distributed import get_processes
@@ -22,6 +23,7 @@ from clipit.runs.folder import read_results
 from clipit.runs.predict_tiles import open_classifier
 from clipit.tiles.pixel_source import PixelSource
 from clipit.training.arms import resolve_arm
+from clipit.workspace.adapted_patients import adapted_vlm_notes
 from clipit.workspace.tile_reading import cropped_sets
 from clipit.workspace.workspace import Workspace
 
@@ -31,6 +33,22 @@ if TYPE_CHECKING:
 
 CROPPED_SET = "WARNING: shifted set "
 """First words of the notes of `cropped_set_notes`."""
+SHIFTED_SET = "comparison.shifted."
+"""First words of the notes of `model_and_set_notes` on the tiles of shifted sets."""
+
+
+def model_and_set_notes(plan: Plan, workspace: Workspace) -> list[str]:
+    """Return warnings about models that were trained on test patients, and all notes on the tiles of shifted sets."""
+    notes = list[str]()
+    for arm in plan.arms:
+        own = workspace.for_config(resolve_plan_arm(plan, arm))
+        notes += adapted_vlm_notes(own.all_tiles.notes)
+        for name, section in plan.comparison.shifted.items():
+            tiles_notes = own.shifted_tiles(name, section).notes
+            models = adapted_vlm_notes(tiles_notes)
+            first = f"{SHIFTED_SET}{name}: "
+            notes += models + [f"{first}{note.removeprefix(first)}" for note in tiles_notes if note not in models]
+    return sorted(dict.fromkeys(notes), key=lambda note: note.startswith(SHIFTED_SET))
 
 
 def cropped_set_notes(plan: Plan, workspace: Workspace, rows: Sequence[ScoreRow]) -> list[str]:

@@ -380,7 +380,7 @@ class LeaksConfig(Section):
     policy: Literal["error", "exclude", "note", "off"] = "error"
     """`error`: fail. `exclude`: drop and list leaking reports and leaking tiles. Of tiles that leak between two splits,
     those in the earlier split are dropped, so that no test tile is lost; a shifted test set, however, loses its own
-    tiles. `note`: only log leaks. `off`: do not check."""
+    copies of training images, and shared patients are an error. `note`: only log leaks. `off`: do not check."""
     pixels: Literal["off", "exact", "near"] = "exact"
     """Duplicate images to find: images with identical pixels (`exact`), or images that are identical up to 90-degree
     rotations, flips, size, compression and brightness (`near`). Every image is decoded once per data set and output

@@ -93,8 +93,8 @@ def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: 
     policy, where = config.leaks.policy, f"comparison.shifted.{name}"
     if policy == "off" or not len(tests):
         return tests
-    _check_patients(tests, seen, policy, where)
-    tests = _with_notes(tests, [f"{where}: {warning}" for warning in misspelled_tests(tests, seen)])
+    notes = [*_check_patients(tests, seen, policy, where), *misspelled_tests(tests, seen)]
+    tests = _with_notes(tests, [f"{where}: {note}" for note in notes])
     training_hashes, test_hashes = (hash_images(tiles, config, config.leaks.pixels) for tiles in (run_tiles, tests))
     if training_hashes is None or test_hashes is None:
         return tests
@@ -211,11 +211,11 @@ def _with_notes(tiles: TileSet, notes: Sequence[str]) -> TileSet:
     return replace(tiles, notes=(*tiles.notes, *_logged(notes))) if notes else tiles
 
 
-def _check_patients(tests: TileSet, seen: TileSet, policy: str, where: str) -> None:
-    """Reject or log patients of a shifted test set whose tiles are used for training or validation."""
+def _check_patients(tests: TileSet, seen: TileSet, policy: str, where: str) -> list[str]:
+    """Reject or describe patients of a shifted test set whose tiles are used for training or validation."""
     shared = {leak.group for leak in find_shared_patients(tests, seen).values()}
     if not shared:
-        return
+        return []
     message = (
         f"{counted(len(shared), 'patient of the shifted set is', 'patients of the shifted set are')} also in "
         f"training or validation: {shortlist(sorted(shared))}"
@@ -223,7 +223,7 @@ def _check_patients(tests: TileSet, seen: TileSet, policy: str, where: str) -> N
     if policy != "note":
         fix = "remove these patients from one of the two sets, or set leaks.policy=note"
         raise DataError(message, where=where, fix=fix)
-    logger.info(f"note: {where}: {message}")
+    return [f"{message}, {_outcome(policy)}"]
 
 
 def select_hashes(image_hashes: ImageHashes, rows: Int64[np.ndarray, " m"]) -> ImageHashes:

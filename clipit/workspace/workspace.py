@@ -54,8 +54,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SECTIONS = ("output", "tiles", "reports", "leaks", "prompts", "vlm", "pairing")
-"""Keys of the configuration that determine a workspace."""
+_SECTIONS = ("output", "tiles", "reports", "leaks", "prompts", "vlm", "second_vlm", "backbone", "pairing")
+"""Keys of the configuration that determine a workspace; the models, because the notes of its tiles depend on them."""
+_MODELS = ("vlm", "second_vlm", "backbone")
 
 
 class Workspace:
@@ -98,7 +99,7 @@ class Workspace:
 
     def tiles(self, seed: int) -> TileSet:
         """Return all tiles, with the labels that this seed keeps."""
-        key = f"{seed} {cache_key('labelled', self.config, 'tiles', 'leaks', 'vlm', 'second_vlm')}"
+        key = f"{seed} {cache_key('labelled', self.config, 'tiles', 'leaks', *_MODELS)}"
         tiles: TileSet = self.cached(key, lambda: hide_labels(self.all_tiles, self.config.tiles.labels, seed))
         return tiles
 

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from logged_lines import capture_log
 from PIL import Image
 from tiny_models import MakeConfig, MakeFile
 
 from clipit.comparison.compare import compare
+from clipit.comparison.plan import plan_comparison
 from clipit.comparison.rebuild import rebuild_comparison
+from clipit.comparison.rows import model_and_set_notes
 from clipit.config.data import TilesConfig
 from clipit.errors import ArtifactError, ConfigError, DataError
 from clipit.evaluation.predictions import read_predictions, write_predictions
@@ -25,6 +29,7 @@ from clipit.studies.robustness.robustness_study import measure_robustness
 from clipit.tiles.tileset import TileSet
 from clipit.training.arms import resolve_arm
 from clipit.workspace import workspace as workspace_module
+from clipit.workspace.adapted_patients import TRAINING_TILES
 from clipit.workspace.tile_reading import with_kept_size
 from clipit.workspace.workspace import Workspace
 
@@ -95,6 +100,41 @@ def test_copies_are_dropped_or_counted_by_policy(
         assert (listed["set"], listed["policy"]) == ("centre 2", policy)
         (leak,) = listed["leaks"]
         assert (leak["kind"], leak["id"], leak["other_id"]) == ("exact", "images/train-005.png", "images/test-003.png")
+
+
+def test_notes_on_shifted_sets_and_on_models_of_arms_are_those_of_the_comparison(
+    configure_file: MakeFile, shifted_section: dict[str, str], tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {
+        "output": str(tmp_path / "out"),
+        "leaks.policy": "note",
+        "arms": {"tuned": {"base": "image_only", "backbone.name": str(tmp_path / "run" / "classifier")}},
+        "comparison": {"arms": ["image_only", "tuned"], "baseline": "image_only", "seeds": [0]},
+    }
+    file = configure_file(changes, **{"comparison.shifted": {"centre 2": shifted_section}})
+    (plan,) = plan_comparison(file.run, file.comparison)
+    workspace = Workspace(plan.config)
+    seen = workspace.all_tiles.of_split("test")
+    (tmp_path / "run" / "classifier").mkdir(parents=True)
+    table = {"id": seen.ids.tolist(), "split": seen.splits.tolist(), "group": seen.groups.tolist()}
+    pq.write_table(pa.table(table), tmp_path / "run" / TRAINING_TILES)
+    trained, copies = model_and_set_notes(plan, workspace)
+    assert trained.startswith("WARNING: the backbone run/classifier was trained on data of test patients")
+    assert copies.startswith("comparison.shifted.centre 2: 1 of 24 shifted tiles has the same image")
+
+
+def test_shared_patients_of_shifted_sets_are_noted(
+    configure: MakeConfig, shifted_section: dict[str, str], tmp_path: Path
+) -> None:
+    workspace = Workspace(configure({"output": str(tmp_path)}, **{"leaks.policy": "note", "leaks.pixels": "off"}))
+    table = Path(shifted_section["path"])
+    shared = workspace.all_tiles.of_split("train").groups.tolist()[0]
+    table.write_text(table.read_text(encoding="utf-8").replace("elsewhere-7", shared), encoding="utf-8")
+    (note,) = shifted_tiles(workspace, shifted_section).notes
+    assert note == (
+        f"comparison.shifted.centre 2: 1 patient of the shifted set is also in training or validation: {shared}, "
+        "kept on request (leaks.policy: note)"
+    )
 
 
 def test_near_duplicates_of_training_tiles_are_found_with_pixels_near(

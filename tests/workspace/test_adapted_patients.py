@@ -59,6 +59,17 @@ def test_patients_of_shifted_sets_are_compared(configure: MakeConfig, adapted: P
     assert note.endswith("2 of 4 labelled 'far' tiles belong to 1 such patient (P1)")
 
 
+def test_runs_with_other_models_have_their_own_warnings(configure: MakeConfig, adapted: Path, tmp_path: Path) -> None:
+    config = configure({"output": str(tmp_path / "out")})
+    own, test = Workspace(config), Workspace(config).all_tiles.of_split("test")
+    record = {**PATIENTS, "patients": sorted({*test.groups.tolist()})}
+    (adapted.parent / "adapted_patients.json").write_text(json.dumps(record), encoding="utf-8")
+    vlm, backbone = VLMConfig(name=f"clip:{adapted}"), BackboneConfig(name=str(adapted.parent))
+    for changes in ({"second_vlm": vlm}, {"backbone": backbone}):
+        notes = [own.for_config(config.model_copy(update=changes)).tiles(0).notes, own.tiles(0).notes]
+        assert [sum(SHARED in note for note in each) for each in notes] == [1, 0], changes
+
+
 def test_patients_of_slides_are_compared_with_those_of_the_vlm(adapted: Path, tmp_path: Path) -> None:
     for number in (2, 3):
         Image.new("RGB", (64, 64)).save(tmp_path / f"s{number}.tiff")

@@ -16,6 +16,7 @@ from clipit.reports.cleaning import clean_text, compound_words, drop_long_words
 from clipit.reports.filters import Similarity, check_sections, filter_snippets
 from clipit.reports.ligatures import find_repairs, repair
 from clipit.reports.page_breaks import drop_page_lines
+from clipit.reports.phrases import is_plain
 from clipit.reports.readers import Report, Reports
 from clipit.reports.snippet_summary import SnippetSummary, Tally, token_histogram
 from clipit.reports.snippets import Piece, split_reports
@@ -54,6 +55,8 @@ class Snippets:
 def snippet_keys(config: ReportsConfig) -> dict[str, Any]:
     """Return the keys that determine the snippets, for fingerprints; `text_checks` only if it is set."""
     keys = select_keys(config, "results")
+    if not all(map(is_plain, (*config.include_terms, *config.exclude_terms))):
+        keys["characters"] = "plain"  # earlier versions matched such terms differently
     if config.text_checks is None:
         return keys
     return {**keys, "text_checks": fingerprint_keys(config.text_checks).keys}

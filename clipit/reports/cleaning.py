@@ -122,6 +122,11 @@ def _normalise_characters(text: str) -> str:
     return "".join(out)
 
 
+def plain_characters(text: str) -> str:
+    """Return a phrase in the characters of cleaned reports: composed accents, plain dashes and quotes, no ligatures."""
+    return unicodedata.normalize("NFC", text).translate(LIGATURES).translate(_PUNCTUATION)
+
+
 def compound_words(texts: Iterable[str]) -> frozenset[str]:
     """Collect the words of a corpus that decide whether a word hyphenated at a line break is a compound.
 

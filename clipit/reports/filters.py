@@ -1,8 +1,9 @@
 """Filter snippets by text checks, length, section, terms and similarity."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from clipit.errors import ConfigError, counted, shortlist
 from clipit.reports.assertion import Assertions, Triggers
 from clipit.reports.garbage import DISEASE, is_bare_heading, learn_vocabulary, names_diagnosis, readability
 from clipit.reports.headings import SECTIONS
+from clipit.reports.phrases import whole_words
 from clipit.reports.snippet_summary import Tally
 
 Similarity = Callable[[Sequence[str]], Float[np.ndarray, " n"]]
@@ -19,6 +21,9 @@ Similarity = Callable[[Sequence[str]], Float[np.ndarray, " n"]]
 _TISSUE = frozenset({"microscopic", "diagnosis"})  # sections that describe what a tile can show
 _NON_TISSUE = frozenset({"gross", "clinical", "specimen", "blocks", "stage", "administrative"})
 _PACKAGED_BAG = ReportsConfig.model_fields["morphology_prompts"].default
+
+
+_composed = partial(unicodedata.normalize, "NFC")
 
 
 def filter_snippets(
@@ -73,10 +78,10 @@ def filter_snippets(
         keep("section", [_in_kept_section(sections_of[text], config) for text in texts])
     include = _term_pattern(config.include_terms)
     if include is not None:
-        keep("include_terms (none of them)", [include.search(text) is not None for text in texts])
+        keep("include_terms (none of them)", [include.search(_composed(text)) is not None for text in texts])
     exclude = _term_pattern(config.exclude_terms)
     if exclude is not None:
-        keep("exclude_terms", [exclude.search(text) is None for text in texts])
+        keep("exclude_terms", [exclude.search(_composed(text)) is None for text in texts])
     if similarity is not None:
         scores = _similarity_scores(texts, similarity)
         name = "similarity (nearer to boilerplate than to morphology)"
@@ -103,8 +108,8 @@ def _section_signs(texts: Sequence[str], sections_of: Mapping[str, Collection[st
 
 def _term_pattern(terms: Sequence[str]) -> re.Pattern[str] | None:
     """Compile a pattern that matches any of the terms as whole words, ignoring case; None without terms."""
-    words = [r"\s+".join(re.escape(word) for word in term.split()) for term in terms if term.strip()]
-    return re.compile(rf"(?<!\w)(?:{'|'.join(words)})(?!\w)", re.IGNORECASE) if words else None
+    words = [whole_words(term) for term in terms if term.strip()]
+    return re.compile("|".join(words), re.IGNORECASE) if words else None
 
 
 def check_sections(config: ReportsConfig) -> None:

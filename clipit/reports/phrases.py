@@ -1,12 +1,17 @@
 """Find phrases in a text: whole words in any case, with flexible white space and hyphens, and regular expressions."""
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-_TOKEN = re.compile(r"[^\W_]+|[^\w\s-]|_")
+from clipit.reports.cleaning import plain_characters
+
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""Characters of scripts without spaces, such as Chinese, Japanese and Thai, in which every character is a token."""
+_TOKEN = re.compile(rf"[^\W_{_UNSPACED}]+|[^\W_]|[^\w\s-]|_")
+_STARTS_UNSPACED, _ENDS_UNSPACED = re.compile(f"[{_UNSPACED}]"), re.compile(rf"[{_UNSPACED}]\Z")
+_DASH = re.compile("\\\\?[\u2010-\u2014\u2212]")  # also if escaped
 
 
 class Token(NamedTuple):
@@ -33,6 +38,8 @@ class Match(NamedTuple):
 def tokenize(text: str) -> list[Token]:
     """Split a text into words and punctuation marks; hyphens separate words like white space.
 
+    In scripts that are written without spaces, each character is a word.
+
     Composed and decomposed accents differ; normalise the text (NFC) first.
     """
     return [Token(match.group().casefold(), *match.span()) for match in _TOKEN.finditer(text)]
@@ -48,7 +55,7 @@ class PhraseTree:
     def add(self, phrase: str, name: str) -> None:
         """Add a phrase under a name."""
         node = self
-        for token in tokenize(unicodedata.normalize("NFC", phrase)):
+        for token in tokenize(plain_characters(phrase)):
             node = node.children.setdefault(token.text, PhraseTree())
         if name not in node.names:
             node.names.append(name)
@@ -115,9 +122,34 @@ def regular_expression(phrase: str) -> re.Pattern[str] | None:
     Raises:
         re.error: The regular expression is invalid.
     """
-    if len(phrase) < 3 or not (phrase.startswith("/") and phrase.endswith("/")):
+    if not is_expression(phrase):
         return None
-    return re.compile(phrase[1:-1], re.IGNORECASE)
+    return re.compile(plain_phrase(phrase)[1:-1], re.IGNORECASE)
+
+
+def plain_phrase(phrase: str) -> str:
+    """Return a phrase or regular expression in the characters of cleaned reports; see `plain_characters`."""
+    if is_expression(phrase):
+        phrase = _DASH.sub(r"\\-", phrase)  # in brackets, a plain hyphen would be a range
+    return plain_characters(phrase)
+
+
+def is_expression(phrase: str) -> bool:
+    """Return whether a phrase is a regular expression: `/.../`."""
+    return len(phrase) > 2 and phrase[0] == phrase[-1] == "/"
+
+
+def is_plain(phrase: str) -> bool:
+    """Return whether a phrase has only characters of cleaned reports, in scripts with spaces between words."""
+    return plain_phrase(phrase) == phrase and not any(map(_STARTS_UNSPACED.match, phrase))
+
+
+def whole_words(phrase: str) -> str:
+    """Return a regular expression that matches a phrase in cleaned text as whole words; white space is flexible."""
+    phrase = plain_characters(phrase).strip()
+    start = "" if _STARTS_UNSPACED.match(phrase) else rf"(?<![^\W{_UNSPACED}])"
+    end = "" if _ENDS_UNSPACED.search(phrase) else rf"(?![^\W{_UNSPACED}])"
+    return start + r"\s+".join(map(re.escape, phrase.split())) + end
 
 
 def _longest_only(matches: Iterable[Match]) -> list[Match]:

@@ -12,7 +12,7 @@ from clipit.input_files.yaml_file import load_mapping
 from clipit.output_files.artifacts import fingerprint
 from clipit.reports.assertion import Assertions, Triggers
 from clipit.reports.headings import SECTIONS
-from clipit.reports.phrases import PhraseFinder, regular_expression, tokenize
+from clipit.reports.phrases import PhraseFinder, is_expression, is_plain, plain_phrase, regular_expression, tokenize
 
 _FOLDER = Path(__file__).parent / "rule_sets"
 _KEYS = ("name", "source", "sections", "classes", "negated", "ignored", "negation", "uncertainty")
@@ -49,7 +49,16 @@ class RuleSet:
     @property
     def hash(self) -> str:
         """Fingerprint of everything but the name and the source."""
-        return fingerprint({key: value for key, value in asdict(self).items() if key not in ("name", "source")})
+        content = {key: value for key, value in asdict(self).items() if key not in ("name", "source")}
+        lists = [
+            *self.classes.values(),
+            self.ignored,
+            *asdict(self.negation).values(),
+            *asdict(self.uncertainty).values(),
+        ]
+        if not all(is_plain(phrase) for phrases in lists for phrase in phrases):
+            content["characters"] = "plain"  # earlier versions matched such phrases differently
+        return fingerprint(content)
 
     @cached_property
     def finder(self) -> PhraseFinder:
@@ -171,6 +180,7 @@ def _phrase_problem(phrase: str, expressions: bool) -> str:
         if not expressions:
             return f"{phrase!r}: triggers cannot be regular expressions"
         return f"{phrase!r} matches the empty string" if pattern.search("") else ""
+    phrase = plain_phrase(phrase)
     if not tokenize(phrase):
         return "is empty; write a phrase, or remove it"
     if phrase.strip().startswith("-") or phrase.strip().endswith("-"):
@@ -184,8 +194,7 @@ def _repeated_phrases(lists: Mapping[str, Any]) -> list[str]:
     for key, phrases in lists.items():
         for phrase in phrases if isinstance(phrases, list) else []:
             if isinstance(phrase, str):
-                is_expression = len(phrase) > 2 and phrase[0] == phrase[-1] == "/"
-                same = phrase if is_expression else tuple(token.text for token in tokenize(phrase))
+                same = phrase if is_expression(phrase) else tuple(token.text for token in tokenize(phrase))
                 if same:
                     keys_of.setdefault(same, []).append(f"{key} ({phrase!r})")
     return [f"the same phrase is given twice: {' and '.join(keys)}" for keys in keys_of.values() if len(keys) > 1]

@@ -99,6 +99,22 @@ def test_terms_are_whole_words_in_any_case() -> None:
     assert FREE in texts(build(exclude_terms=("tum",)))
 
 
+def test_terms_are_compared_in_the_characters_of_cleaned_text() -> None:
+    text = "Paget\u2019s disease of the breast.\nSeen by Dr Gru\u0308n in the clinic.\n\u8a3a\u65ad\u80c3\u764c CT123."
+    reports = Reports((Report("r", text),), (), "corpus.txt")
+
+    def kept(*terms: str) -> int:
+        config = ReportsConfig(
+            path="corpus.txt", text_checks=None, morphology_prompts=None, min_words=1, exclude_terms=terms
+        )
+        return build_snippets(reports, config, count_toy_tokens, 60).snippets.num_rows
+
+    assert kept("none") == 3 == kept("CT12")
+    assert kept("Paget\u2019s") == kept("Gr\u00fcn") == kept("\u80c3\u764c") == kept("CT123") == 2
+    keys = [snippet_keys(ReportsConfig(path="c", exclude_terms=(term,))) for term in ("Gr\u00fcn", "a\u2019b")]
+    assert ["characters" in each for each in keys] == [False, True]
+
+
 def test_similarity_is_computed_last_and_only_for_the_remaining_snippets() -> None:
     compared: list[str] = []
 

@@ -501,6 +501,32 @@ def test_composed_and_decomposed_accents_are_equivalent() -> None:
     assert label_report("Gr\u00f6\u00dfe 3 cm", decomposed).class_name == "size"
 
 
+@pytest.mark.parametrize("phrase", ["Paget\u2019s\u2014type", "/paget\u2019s[ \u2014]type/", "Paget's type"])
+def test_phrases_may_contain_typographic_quotes_and_dashes(phrase: str) -> None:
+    rules = RuleSet("r", {"yes": (phrase,)})
+    for text in ("A lesion of Paget\u2019s\u2014type.", "A lesion of Paget's-type."):
+        assert label_report(text, rules).class_name == "yes"
+    assert label_report("Pagetsztype.", rules).class_name == "none"
+
+
+def test_a_dash_in_a_regular_expression_is_no_range() -> None:
+    rules = RuleSet("r", {"stage": ("/pT[1\u20133]x/", "/pN1\\\u2013x/")})
+    assert [label_report(text, rules).class_name for text in ("pT\u2013x", "pT2x")] == ["stage", "none"]
+    assert label_report("pN1-x", rules).class_name == "stage"
+
+
+def test_phrases_in_scripts_without_spaces_match_within_a_sentence() -> None:
+    rules = RuleSet("r", {"cancer": ("\u9bae\u764c", "CT"), "node": ("\u30ea\u30f3\u30d1",)})
+    assert statuses("\u80c3\u9bae\u764c\u3067\u3059\u3002", rules) == [("cancer", "affirmed")]
+    assert statuses("\u80c3CT\u50cf\u3002", rules) == [("cancer", "affirmed")]
+    assert statuses("ACTH \u764c", rules) == []
+
+
+def test_the_fingerprint_changes_only_if_phrases_match_differently_than_in_earlier_versions() -> None:
+    assert RuleSet("r", {"a": ("Gr\u00f6\u00dfe",)}).hash == "65c944b2ef65ad1e"
+    assert RuleSet("r", {"a": ("x\u2013y",)}).hash != RuleSet("r", {"a": ("x-y",)}).hash
+
+
 def test_the_sentence_of_many_mentions_is_stored_once() -> None:
     mentions = label_report("MSI-H and " * 200, TUMOUR).mentions
     assert len({id(mention.sentence) for mention in mentions}) == 1

@@ -273,10 +273,19 @@ def _annotator_names(votes: Votes) -> str:
 def _training_labels(consensus: Consensus, config: AnnotationsConfig) -> tuple[dict[str, int], list[str]]:
     """Return the labels of training and validation tiles, and notes."""
     votes = consensus.votes
+    if not len(votes):
+        return {}, []
     annotator_names = _annotator_names(votes)
     if config.labels == "annotator":
         name = config.annotator or best_annotator(consensus)
         chosen_votes = votes.of_annotators([name])
+        if not len(chosen_votes):
+            others = [votes.annotators[row] for row in sorted({*votes.annotator.tolist()})]
+            raise DataError(
+                f"annotator {name} has labelled no training or validation tile",
+                where=f"{_WHERE}.annotator",
+                fix=f"name one of {shortlist(others, 20)}",
+            )
         chosen = "" if config.annotator else ", the most accurate one according to Dawid-Skene"
         note = f"training labels: those of annotator {name}{chosen}, on {counted(len(chosen_votes), 'tile')}"
         return dict(zip(chosen_votes.items, chosen_votes.table()[:, 0].tolist(), strict=True)), [note]
@@ -286,7 +295,7 @@ def _training_labels(consensus: Consensus, config: AnnotationsConfig) -> tuple[d
         if frequent.tied.any():
             note += f"; {counted(int(frequent.tied.sum()), 'tie')}, broken by a hash of the tile's id"
         return dict(zip(votes.items, frequent.labels.tolist(), strict=True)), [note]
-    if consensus.estimates is None and len(votes):
+    if consensus.estimates is None:
         raise DataError(
             consensus.reason,
             where=f"{_WHERE}.labels = {config.labels}",

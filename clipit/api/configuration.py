@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from clipit.config.argument_types import as_plain, type_name
-from clipit.config.file import SECTIONS, ConfigFile
+from clipit.config.file import ConfigFile
 from clipit.config.load import (
-    dotted,
     fill_tiles,
     merge,
     nested,
@@ -61,13 +60,12 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
     if twice := repeated_keys(entries):
         raise ConfigError(f"keys given twice: {', '.join(twice)}", where="load_config", fix="pass each key once")
     changes = as_values(nested({**keys, **(overrides or {})}))
-    changed_keys = [key for key in dotted(changes) if key.partition(".")[0] not in SECTIONS]
     if isinstance(config, ConfigFile):
         values, where = _values(config), "this configuration"
     else:
         path = _path(config)
         values, where = read_yaml(path), str(path)
-    values = fill_tiles(override(values, changes, changed_keys))
+    values = fill_tiles(override(values, changes))
     return validate_without_reports(values, f"{where} and the overrides" if changes else where)
 
 

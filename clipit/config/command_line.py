@@ -13,7 +13,6 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 from clipit.config.file import SECTIONS, ConfigFile
 from clipit.config.load import (
     check_utf8,
-    dotted,
     fill_tiles,
     key_types,
     names_tiles,
@@ -95,8 +94,8 @@ def read_file_command(
         config_usage: What follows the name of the program in the usage message, if `--config` is required.
 
     Returns:
-        The validated file, and the command's own options. The run's keys that were given as options are listed in
-        `overrides`.
+        The validated file, and the command's own options. The keys of the run and of `mil` that were given as options
+        are listed in `overrides`.
 
     Raises:
         ConfigError: The file cannot be read, or keys or options are invalid.
@@ -144,8 +143,7 @@ def read_file_command(
     given |= {key: decode_text(text) for key, text in unknown.items()}
     _refuse_repeated(repeated_keys(given.items()), types)
     changes = nested(given)
-    stated_keys = [key for key in dotted(changes) if key.partition(".")[0] not in SECTIONS]
-    values = override(read_yaml(options.config) if options.config else {}, changes, stated_keys)
+    values = override(read_yaml(options.config) if options.config else {}, changes)
     if not needs_tiles:
         values = fill_tiles(values)
     origin = f"{options.config} and the command line" if options.config else "the command line"

@@ -108,9 +108,13 @@ def check_keys_once(keys: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"keys given twice: {', '.join(twice)}", where=where, fix="give each key once")
 
 
-def override(values: Mapping[str, Any], changes: Mapping[str, Any], stated_keys: Sequence[str]) -> dict[str, Any]:
-    """Merge changes into the content of a file, and add `stated_keys` to `overrides`, which arms do not change."""
+def override(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge changes into the content of a file, and add their keys to `overrides`.
+
+    These are the keys that neither arms nor conditions (`mil.conditions`) change: those of the run and of `mil`.
+    """
     merged = merge(values, changes)
+    stated_keys = [key for key in dotted(changes) if key.partition(".")[0] not in {*SECTIONS} - {"mil"}]
     earlier = merged.get("overrides", [])  # present if the file was written by a run
     if isinstance(earlier, list):  # anything else fails validation
         merged["overrides"] = [*earlier, *(key for key in stated_keys if key not in earlier)]

@@ -284,7 +284,7 @@ class RunConfig(Section):
     arms: Recipe[dict[str, dict[str, Any]]] = Field(default_factory=dict)
     """Additional recipes: name -> dotted keys with their values; `base` names the recipe to extend."""
     overrides: Recipe[tuple[str, ...]] = ()
-    """Keys given on the command line; they take precedence over the keys of the arm. Set by clipit."""
+    """Keys given on the command line; they take precedence over the keys of the arm or condition. Set by clipit."""
     note: Reporting[str] = ""
     """Text printed in every summary of the run."""
 

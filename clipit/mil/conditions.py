@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from clipit.config.file import ConfigFile
-from clipit.config.load import check_keys_once, merge, nested, validate_file, without
+from clipit.config.load import check_keys_once, dotted, merge, nested, validate_file, without
 from clipit.config.paths import to_file_name
 from clipit.distributed import get_processes
 from clipit.errors import ConfigError, repeats, shortlist
@@ -78,7 +78,10 @@ def plan_conditions(file: ConfigFile) -> dict[str, ConfigFile]:
                 problem, fix = f"conditions cannot change {', '.join(forbidden)}", "remove these keys"
             errors.append(str(ConfigError(problem, where=where, fix=fix)))
             continue
-        changes = merge(without(nested(keys), file.run.overrides), {"name": f"{file.run.name}-{slug}"})
+        kept = without(nested(keys), file.run.overrides)
+        if replaced := sorted({*dotted(nested(keys))} - {*dotted(kept)}):
+            logger.info(f"note: condition {name}: {', '.join(replaced)} as given on the command line")
+        changes = merge(kept, {"name": f"{file.run.name}-{slug}"})
         try:
             check_keys_once(keys, where)
             plans[name] = validate_file(

@@ -34,6 +34,12 @@ def read_cells(values: Iterable[Any], column: str, where: object, row_name: Call
     return check_stored(map(stored_cell, values), column, where, row_name)
 
 
+def text_cells(values: Iterable[Any]) -> list[str] | None:
+    """Convert the cells of a column to text; None if a cell is not text (see `cell_text`), for columns to copy."""
+    texts = list(map(stored_cell, values))
+    return None if any(text.startswith(_INVALID) for text in texts) else texts
+
+
 def stored_cell(value: Any) -> str:
     """Convert a cell to text, or an invalid cell to a null character followed by the reason.
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 
 from clipit.errors import ClipitError, is_out_of_memory, shortlist
 from clipit.images.decode import ImageError, check_bytes, noted_file, open_header, turn_upright
-from clipit.slides.geojson import read_polygons
+from clipit.slides.geojson import is_ignored, read_polygons
 from clipit.slides.polygons import rasterise
 
 IGNORED = -1
@@ -68,8 +68,9 @@ def decode_mask(
     """Decode a mask: an image with 1, 8 or 16 bits or a palette (see `decode_values`), or GeoJSON.
 
     The values of a palette image are its palette indices. Images and masks are rotated according to their EXIF
-    orientation. In GeoJSON, coordinates are pixels of the tile, and names are classes or `ignore`. Later polygons cover
-    earlier ones. The remaining pixels have the class with value 0, or are ignored if there is no such class.
+    orientation. In GeoJSON, coordinates are pixels of the tile, and names are classes or `ignore` (QuPath's `Ignore*`).
+    Later polygons cover earlier ones. The remaining pixels have the class with value 0, or are ignored if there is no
+    such class.
 
     Args:
         content: File, or the bytes of a zip member.
@@ -207,11 +208,13 @@ def _draw(
     width, height = size
     path = content if isinstance(content, Path) else Path(name)
     polygons, _ = read_polygons(path, None if isinstance(content, Path) else content.read(), may_be_empty=True)
-    code_of = {known: code for code, known in enumerate(classes.names)} | {_IGNORE_NAME: IGNORED}
+    code_of = {polygon.name: IGNORED for polygon in polygons if is_ignored(polygon)}
+    code_of |= {known: code for code, known in enumerate(classes.names)} | {_IGNORE_NAME: IGNORED}
     unknown = sorted({polygon.name or "(no name)" for polygon in polygons if polygon.name not in code_of})
     if unknown:
         raise ImageError(
-            f"polygons with unknown classes: {shortlist(unknown, _LISTED)}; use {', '.join(classes.names)}"
+            f"polygons with unknown classes: {shortlist(unknown, _LISTED)}; use {', '.join(classes.names)} or "
+            f"{_IGNORE_NAME}"
         )
     mask = np.full((height, width), classes.class_of.get(0, IGNORED), dtype=np.int16)
     for polygon in polygons:

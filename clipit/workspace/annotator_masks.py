@@ -21,7 +21,7 @@ from clipit.output_files.whole_files import write_array, write_rows, write_text
 from clipit.progress import progress
 from clipit.reporting.annotator_masks_page import DisputedMask, annotator_masks_page
 from clipit.reporting.thumbnails import picture_uri
-from clipit.tiles.cells import read_cells
+from clipit.tiles.cells import text_cells
 from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.mask_annotations import AnnotatorMasks, read_annotator_masks
 from clipit.tiles.mask_files import MaskClasses
@@ -78,7 +78,8 @@ def write_annotator_masks(
         )
     classes = MaskClasses(tuple(section.classes), section.class_of, section.ignore)
     unlabelled = config.tiles.model_copy(update={"labels": LabelsConfig(kind="none"), "annotations": None})
-    tiles = read_tiles(unlabelled, check=False, decode=False, hold_out=False)
+    quarantine = config.tiles.unreadable == "quarantine"  # otherwise, an image is decoded when its masks are read
+    tiles = read_tiles(unlabelled, check=False, decode=quarantine, hold_out=False)
     masks = read_annotator_masks(table, files, tiles, classes)
     parts = _parts(masks)
     patterns = {part: PixelPatterns(masks.annotators, classes.names) for part in dict.fromkeys(parts)}
@@ -93,8 +94,8 @@ def write_annotator_masks(
     folder = config.output / "annotators" / config.name / "masks"
     with locked(folder):  # another command may be writing the same files
         uncertain = _write_masks(masks, patterns, consensus, parts, confidence, folder)
-        root = _write_table(config.tiles, masks, folder)
-        record = _describe(masks, consensus, parts, confidence, uncertain, ignored)
+        root, left_out = _write_table(config.tiles, masks, folder)
+        record = _describe(masks, consensus, parts, confidence, uncertain, [*ignored, *left_out])
         write_json(folder / "masks.json", record | {"commit": git_commit(), "versions": versions()})
         path = folder / "masks.html"
         worst = sorted(range(len(masks.tiles)), key=lambda row: (-uncertain[row], str(masks.tiles.ids[row])))[:shown]
@@ -199,19 +200,19 @@ def _names(masks: AnnotatorMasks) -> Iterator[tuple[int, str]]:
         yield row, name if name == tile else f"{name or 'tile'}-{fingerprint(tile)[:8]}"
 
 
-def _write_table(section: TilesConfig, masks: AnnotatorMasks, folder: Path) -> Path:
-    """Write the tile table with two additional columns, and return the folder to which its paths are relative.
+def _write_table(section: TilesConfig, masks: AnnotatorMasks, folder: Path) -> tuple[Path, list[str]]:
+    """Write the tile table with two additional columns.
 
-    If the images are in a zip, this is the folder of the written table, and the images must be unpacked into it.
+    Returns:
+        The folder to which its paths are relative, and a note on columns that are left out because a cell is not text.
+        If the images are in a zip, this is the folder of the written table, and the images must be unpacked into it.
     """
     source = Path(section.path).expanduser()
     table = open_table(source)
     column_names = {str(name): column for name, column in section.columns.items()}
-    columns = {
-        name: read_cells(table.column(name), name, source, table.row_name)
-        for name in table.names
-        if name not in _COLUMNS
-    }
+    cells_of = {name: text_cells(table.column(name)) for name in table.names if name not in _COLUMNS}
+    columns = {name: cells for name, cells in cells_of.items() if cells is not None}
+    left_out = [name for name in cells_of if name not in columns]
     id_name, path_name = column_names.get("id", "id"), column_names.get("path", "path")
     paths = [posixpath.normpath(cell.replace("\\", "/")) for cell in columns[path_name]]
     ids = columns.get(id_name, paths)
@@ -229,7 +230,10 @@ def _write_table(section: TilesConfig, masks: AnnotatorMasks, folder: Path) -> P
         }
         rows.append({name: cells[row] for name, cells in columns.items()} | mask_cells)
     write_rows(folder / "tiles.csv", [*columns, *_COLUMNS], rows)
-    return root
+    reason = "because a cell contains a list, a line break or other characters that a table cell cannot contain"
+    return root, [f"tiles.csv lacks {counted(len(left_out), 'column')} ({shortlist(left_out)}), {reason}"] * bool(
+        left_out
+    )
 
 
 def _describe(
@@ -238,7 +242,7 @@ def _describe(
     parts: Sequence[str],
     confidence: float,
     uncertain: list[float],
-    ignored: list[str],
+    remarks: list[str],
 ) -> dict[str, Any]:
     shared = _shared(consensus)
     return {
@@ -262,7 +266,7 @@ def _describe(
         "notes": [
             *masks.tiles.notes,
             *masks.notes,
-            *ignored,
+            *remarks,
             *_overruled_notes(consensus),
             *_tie_notes(consensus),
             *_independence_notes(shared),

@@ -1,6 +1,7 @@
 """Test the comparison of arms that learn from reports with their controls under several conditions."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from tiny_models import CLASSES, MakeFile
 
 from clipit.api.mil import train_mil
+from clipit.config.command_line import read_file_command
 from clipit.errors import ConfigError
 from clipit.mil.conditions import find_contrasts, plan_conditions, score_seeds
 from clipit.mil.mil_arms import ARMS
@@ -114,6 +116,19 @@ def test_arms_that_learn_from_reports_need_reports(configure_file: MakeFile, stu
     file = configure_file(study_keys | {"mil.conditions": {}})
     with pytest.raises(ConfigError, match="report_labels, report need reports"):
         mil_study(file.run.model_copy(update={"reports": None}), file.mil)
+
+
+def test_keys_on_the_command_line_apply_to_all_conditions(
+    write_config: Callable[..., Path], study_keys: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    line = [f"--config={write_config(study_keys)}", "--mil.labels_per_class=3", "--mil.training.epochs=1"]
+    with caplog.at_level("INFO"):
+        plans = plan_conditions(read_file_command("test", ["mil"], line)[0])
+    assert [(plan.mil.labels_per_class, plan.mil.training.epochs) for plan in plans.values()] == [(3, 1), (3, 1)]
+    assert {name: len(plan.mil.arms) for name, plan in plans.items()} == {"few labels": 5, "all labels": 2}, (
+        "other keys of a condition keep their values"
+    )
+    assert caplog.messages == ["note: condition all labels: mil.labels_per_class as given on the command line"]
 
 
 def test_all_invalid_conditions_are_reported_together(configure_file: MakeFile, study_keys: dict[str, object]) -> None:

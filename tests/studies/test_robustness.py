@@ -33,7 +33,7 @@ from clipit.studies.robustness.adaptation_gain import draw_batches
 from clipit.studies.robustness.guard_errors import BATCHES, WHOLE_SETS, GuardErrors, GuardSummary, summarise_guard
 from clipit.studies.robustness.measured_models import compute_vectors, load_run_model, sample_tiles
 from clipit.studies.robustness.robustness_sections import _guard_benefit
-from clipit.studies.robustness.robustness_study import MAX_TRAINING_TILES, measure_robustness
+from clipit.studies.robustness.robustness_study import MAX_TRAINING_TILES, _distinct_names, measure_robustness
 from clipit.tiles.augment import tile_keys
 from clipit.workspace.workspace import Workspace
 
@@ -322,6 +322,12 @@ def test_the_command_requires_a_run_but_no_reports(
         robustness_command()
     error = capsys.readouterr().err
     assert "nothing to evaluate" in error and "--run" in error and "reports" not in error
+
+
+def test_runs_of_the_same_name_in_different_outputs_are_told_apart() -> None:
+    runs = [Path("/a/runs/t/arm-seed0"), Path("/b/runs/t/arm-seed0"), Path("/b/runs/t/arm-seed1")]
+    assert _distinct_names(runs) == ["a/runs/t/arm-seed0", "b/runs/t/arm-seed0", "b/runs/t/arm-seed1"]
+    assert _distinct_names(runs[1:]) == ["arm-seed0", "arm-seed1"]
 
 
 def test_invalid_runs_and_shifted_sets_are_errors(

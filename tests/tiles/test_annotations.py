@@ -288,6 +288,19 @@ def test_invalid_annotation_tables_are_errors(
     assert message in str(error.value) and "fix:" in str(error.value)
 
 
+@pytest.mark.parametrize("mode", ["majority", "consensus", "annotator"])
+def test_without_training_tiles_only_test_labels_are_derived(table: Table, mode: str) -> None:
+    tiles = load(table(labels=mode), splits={"test": ["train", "validation", "test"]})
+    assert set(tiles.splits.tolist()) == {"test"} and tiles.truth.tolist() == TRUTH
+    assert not any(note.startswith("training labels") for note in tiles.notes)
+
+
+def test_an_annotator_of_test_tiles_only_cannot_label_training_tiles(table: Table) -> None:
+    rows = [f"t{tile}.png,{name},benign" for tile in range(8) for name in ("ann", "ben")] + ["t9.png,dora,tumour"]
+    with pytest.raises(DataError, match=r"(?s)annotator dora has labelled no training or.*name one of ann, ben"):
+        load(table(rows, labels="annotator", annotator="dora"))
+
+
 def test_one_annotator_per_tile_is_enough_for_the_majority(table: Table) -> None:
     tiles = load(table([f"t{tile}.png,{'ann' if tile % 2 else 'ben'},{CLASSES[TRUTH[tile]]}" for tile in range(12)],
                        labels="majority"))  # fmt: skip

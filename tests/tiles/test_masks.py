@@ -72,6 +72,7 @@ def test_all_mask_formats_give_the_same_classes(tmp_path: Path, zipped: bool) ->
         polygon("gland", (2, 0), (4, 0), (4, 2), (1, 2), (1, 1), (2, 1)),
         polygon("ignore", (3, 2), (4, 2), (4, 3), (3, 3)),
     ]
+    by_qupath = [shapes[0], polygon("Ignore*", (3, 2), (4, 2), (4, 3), (3, 3))]
     masks = {
         "grey.png": MASK,
         "palette.png": palette,
@@ -81,6 +82,7 @@ def test_all_mask_formats_give_the_same_classes(tmp_path: Path, zipped: bool) ->
         "grey.pgm": MASK,
         "rgb.png": np.repeat(MASK[..., None], 3, axis=2),
         "drawn.geojson": {"type": "FeatureCollection", "features": shapes},
+        "qupath.geojson": by_qupath,
     }
     checked = check_masks(table(tmp_path, masks, zipped), "error")
     for index, name in enumerate(masks):
@@ -170,7 +172,7 @@ INVALID: "dict[str, tuple[Any, str]]" = {
     "cut.png": (b"\x89PNG\r\n\x1a\n" + bytes(9), "Error"),
     "names.geojson": (
         [polygon("glnd", (0, 0), (1, 0), (1, 1))],
-        "polygons with unknown classes: glnd; use stroma, gland",
+        "polygons with unknown classes: glnd; use stroma, gland or ignore",
     ),
     "far.geojson": ([polygon("gland", (0, 0), (90, 0), (90, 90))], "outside the image of 4 x 3"),
     "text.geojson": (b"not json", "not JSON"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -150,6 +151,26 @@ def test_mask_paths_are_relative_to_their_folder_if_images_are_zipped(
     assert "first unpack it into this folder" in capsys.readouterr().out
     rows = (tmp_path / "out/annotators/zipped/masks/tiles.csv").read_text(encoding="utf-8").splitlines()
     assert rows[1].split(",")[3].startswith("consensus/a-")
+
+
+def test_columns_that_are_not_text_are_left_out_of_the_written_table(make: Make, tmp_path: Path) -> None:
+    table = pd.read_csv(tmp_path / "tiles.csv").assign(box=[[1, 2]] * 3, comment="two\nlines", site=["x", "y", "z"])
+    table.to_parquet(tmp_path / "tiles.parquet")
+    merged = clipit.merge_masks(*make(tiles={"path": str(tmp_path / "tiles.parquet")}))
+    written = pd.read_csv(merged.table)
+    assert written.columns.tolist() == ["path", "split", "group", "site", "mask_consensus", "mask_confident"]
+    (note,) = [note for note in merged.record["notes"] if "columns" in note]
+    assert note.startswith("tiles.csv lacks 2 columns (box, comment), because a cell contains a list, a line break")
+
+
+def test_unreadable_images_are_quarantined_if_configured(make: Make, tmp_path: Path) -> None:
+    image = tmp_path / "images/b.png"
+    image.write_bytes(image.read_bytes()[:45])
+    with pytest.raises(DataError, match=r"(?s)b\.png cannot be decoded.*tiles\.unreadable: quarantine"):
+        clipit.merge_masks(*make())
+    merged = clipit.merge_masks(*make(tiles={"unreadable": "quarantine"}))
+    assert merged.record["facts"]["tiles"] == 2
+    assert any("dropped 1 of 3 images" in note for note in merged.record["notes"])
 
 
 def test_unlabelled_pixels_are_ignored(make: Make, tmp_path: Path) -> None:

@@ -113,16 +113,21 @@ def measure_robustness(
     return folder
 
 
+def _distinct_names(runs: Sequence[Path]) -> list[str]:
+    """Name each run after its folder, with as many parent folders as are needed to tell the runs apart."""
+    parts = [run.resolve().parts for run in runs]
+    longest = max(map(len, parts), default=1)
+    candidates = [["/".join(names[-length:]) for names in parts] for length in range(1, longest + 1)]
+    return next((names for names in candidates if len(set(names)) == len(names)), candidates[-1])
+
+
 def _load_models(
     config: RunConfig, robustness: RobustnessConfig, workspace: Workspace, runs: Sequence[Path]
 ) -> list[MeasuredModel]:
-    names = [run.resolve().name for run in runs]
-    if len(set(names)) < len(names):  # runs of two comparisons may have the same name
-        names = [f"{run.resolve().parent.name}/{run.resolve().name}" for run in runs]
-    if repeated := repeats(names, runs.__getitem__):
+    if repeated := repeats([str(run.resolve()) for run in runs], runs.__getitem__):
         raise DataError("a run is listed twice", where=shortlist(repeated), fix="list each run once")
     models = []
-    for run, name in zip(runs, names, strict=True):
+    for run, name in zip(runs, _distinct_names(runs), strict=True):
         with explaining_differences(run, config):
             models.append(load_run_model(workspace, run, name))
     vlm = load_vlm_model(config, workspace) if robustness.vlm else None

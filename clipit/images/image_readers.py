@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 import threading
 import zipfile
 from collections import Counter
@@ -219,9 +220,11 @@ def file_stamp(path: Path) -> str:
 
     Raises:
         FileNotFoundError: The file does not exist.
-        DataError: The path is a pipe, a device or a socket; reading it could block forever.
+        DataError: The path is a folder, or a pipe, a device or a socket; reading one of these could block forever.
     """
     status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise DataError("this is a folder, not a file", where=path, fix="correct the path, or remove the row")
     if kind := special_kind(status.st_mode):
         raise DataError(f"this is {kind}, not a file", where=path, fix=SAVE_FIRST)
     return f"{status.st_size}:{status.st_mtime_ns}"

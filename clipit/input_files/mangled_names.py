@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipit.errors import DataError, counted, shortlist
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _MANGLED = re.compile(r"-?\d([.,]\d+)?[eE]\+\d{2,3}|#{3,}")
 _MONTH = "(Jan|Feb|Mar|Mär|Mrz|Apr|May|Mai|Jun|Jul|Aug|Sep|Oct|Okt|Nov|Dec|Dez)"
@@ -149,3 +152,10 @@ def _is_unlike(name: str, others: Sequence[str]) -> bool:
     is_word = not _DIGITS.search(name) and all(map(_DIGITS.search, others))
     patterns = {_LETTERS.sub("a", _DIGITS.sub("0", other)) for other in others} if is_word else set()
     return is_word and (len(patterns) == 1 or len(name) not in map(len, others))
+
+
+def check_exact_columns(batch: "pa.RecordBatch | pa.Table", where: object) -> None:
+    """Check that numbers in floating-point columns, which may be ids, are exact; see `check_exact`."""
+    for field in batch.schema:
+        if str(field.type) in _EXACT:
+            check_exact(batch.column(field.name).to_pylist(), str(field.type), field.name, where)

@@ -138,6 +138,13 @@ def class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
         return {}
 
 
+def name_class(value: Any, names: Sequence[str]) -> Any:
+    """Replace a class index with its name: None for -1 and other indices without a class; other values stay."""
+    if isinstance(value, int):
+        return names[value] if 0 <= value < len(names) else None
+    return value
+
+
 def check_arrow_ends(files: Sequence[Path]) -> None:
     """Check that local Arrow files have their end marker; pyarrow does not report files cut off between two batches.
 

@@ -23,9 +23,9 @@ from clipit.input_files.data_files import (
 from clipit.input_files.dataset_paths import split_files
 from clipit.input_files.folder_files import list_files, reject_unlisted
 from clipit.input_files.git_lfs import check_pointer
-from clipit.input_files.mangled_names import check_exact, check_mangled
+from clipit.input_files.mangled_names import check_exact_columns, check_mangled
 from clipit.input_files.numbered_files import missing_data_files, unfinished_data_files, unread_data_files
-from clipit.input_files.parquet_classes import check_arrow, class_names
+from clipit.input_files.parquet_classes import check_arrow, class_names, name_class
 from clipit.output_files.json_record import unique_keys
 from clipit.patients import leading_patient
 from clipit.reports.barcodes import tcga_names
@@ -177,24 +177,23 @@ def read_parquet_reports(path: Path, config: ReportsConfig, problems: list[str])
 
 
 def _read_parquet_file(path: Path, config: ReportsConfig) -> Iterator[RawReport]:
-    number = 0
+    number, batch = 0, None
     check_pointer(path)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            check_column_names(file.schema_arrow.names, path)
             names = file.schema_arrow.names
+            check_column_names(names, path)
             _check_columns(config, names, path)
             classes = class_names(file.schema_arrow.metadata or {})
             texts = {field.name for field in file.schema_arrow if _is_text(field.type)}
             for batch in file.iter_batches(batch_size=_BATCH, columns=_read_columns(config, names, {*texts, *classes})):
-                for name in batch.schema.names:
-                    if pa.types.is_floating(batch.schema.field(name).type):
-                        check_exact(batch.column(name).to_pylist(), str(batch.schema.field(name).type), name, path)
+                check_exact_columns(batch, path)
                 for cells in batch.to_pylist():
                     number += 1
                     yield _raw_report(config, _name_classes(cells, classes), f"{path}, row {number}")
     except UnicodeDecodeError as error:
-        raise _not_utf8(error, f"{path}, row {number + 1 + _first_not_utf8(batch)}") from error
+        row = "" if batch is None else f", row {number + 1 + _first_not_utf8(batch)}"  # otherwise, a column name
+        raise _not_utf8(error, f"{path}{row}") from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"cannot read this parquet file: {error}", where=path, fix="copy it again, or correct reports.format"
@@ -253,9 +252,11 @@ def read_huggingface_reports(config: ReportsConfig, problems: list[str]) -> Iter
     columns = _read_columns(config, dataset.column_names, {*texts, *classes})
     number = 0
     try:
-        for cells in dataset.select_columns(columns):
-            number += 1
-            yield _raw_report(config, _name_classes(cells, classes), f"{config.path}, {config.split} row {number}")
+        for batch in dataset.select_columns(columns).with_format("arrow").iter(_BATCH):
+            check_exact_columns(batch, f"{config.path}, {config.split}")
+            for cells in batch.to_pylist():
+                number += 1
+                yield _raw_report(config, _name_classes(cells, classes), f"{config.path}, {config.split} row {number}")
     except UnicodeDecodeError as error:
         raise _not_utf8(error, f"{config.path}, {config.split} row {number + 1}") from error
     except (pa.ArrowException, ValueError, OverflowError) as error:
@@ -290,12 +291,10 @@ def _select_split(
 
 
 def _name_classes(cells: dict[str, Any], classes: Mapping[str, Sequence[str] | None]) -> dict[str, Any]:
-    """Replace class indices with class names; None for -1 and other indices without a class."""
-    for column, names in classes.items():
-        value = cells.get(column)
-        if names and isinstance(value, int):
-            cells[column] = names[value] if 0 <= value < len(names) else None
-    return cells
+    """Replace class indices with class names; see `name_class`."""
+    return cells | {
+        column: name_class(cells[column], names) for column, names in classes.items() if names and column in cells
+    }
 
 
 def _check_one_format(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clipit.config.run import TilesConfig
-from clipit.errors import DataError, is_limit, printable, shortlist
+from clipit.errors import DataError, is_limit, printable, repeats, shortlist
 from clipit.input_files.csv_tables import without_end_mark
 from clipit.input_files.data_files import hub_id, is_saved_dataset
 from clipit.input_files.folder_files import list_files
@@ -118,6 +118,12 @@ def _read_metadata(files: Sequence[Path], image_column: str) -> Any:
 
     tables = {file: _read_json_lines(file) if file.suffix == ".jsonl" else open_table(file) for file in files}
     names = {name: _renamed(name) for name in tables[files[0]].names}
+    if alike := repeats([*names.values()], [*names].__getitem__):
+        raise DataError(
+            f"two columns for one name in the data set, because file_name stands for the image: {shortlist(alike)}",
+            where=files[0],
+            fix="rename or remove the other column",
+        )
     columns: dict[str, list[Any]] = {column: [] for column in names.values()}
     for file, table in tables.items():
         if {*table.names} != {*names} or not any(map(_is_file_column, names)):

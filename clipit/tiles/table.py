@@ -19,6 +19,7 @@ from clipit.input_files.data_files import MISSING_VALUES
 from clipit.input_files.git_lfs import check_pointer
 from clipit.input_files.mangled_names import check_exact, check_rounded
 from clipit.input_files.nearby_files import similar_names
+from clipit.input_files.parquet_classes import class_names, name_class
 from clipit.input_files.spelling import check_column_spelling
 from clipit.input_files.zip_files import check_uncompressed
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
@@ -249,11 +250,13 @@ def _read_parquet(path: Path) -> TileTable:
 
     try:
         with path.open("rb") as stream:  # pyarrow opens only files whose names are UTF-8
-            names = list(pq.read_schema(stream).names)
+            schema = pq.read_schema(stream)
+            names = list(schema.names)
             check_column_names(names, path)  # pyarrow's own error does not name a repeated column clearly
             table = pq.read_table(stream, page_checksum_verification=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"not a readable parquet file: {error}", where=path, fix="write it again") from error
+    classes = class_names(schema.metadata or {})
 
     def column(name: str) -> list[Any]:
         cells = table.column(name)
@@ -267,7 +270,7 @@ def _read_parquet(path: Path) -> TileTable:
         except (pa.ArrowException, ValueError, OverflowError) as error:
             raise DataError(f"cannot read column {name}: {error}", where=path, fix="write the file again") from error
         check_exact(values, str(cells.type), name, path)
-        return values
+        return [name_class(value, classes[name]) for value in values] if name in classes else values
 
     return TileTable(names, column)
 

@@ -420,6 +420,14 @@ def test_invalid_utf_8_in_parquet_is_an_error(tmp_path: Path) -> None:
         read(tmp_path / "a.parquet")
 
 
+def test_a_column_name_that_is_not_utf_8_is_an_error(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": TEXTS, "stage": TEXTS}), tmp_path / "a.parquet", store_schema=False)
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data.replace(b"stage", b"st\xffge"))
+    with pytest.raises(DataError, match=r"the text is not valid UTF-8(.|\n)*a\.parquet\n"):
+        read(tmp_path / "a.parquet")
+
+
 @pytest.mark.parametrize("kind", ["date32", "timestamp", "duration"])
 @pytest.mark.parametrize("folder", [False, True])
 def test_dates_that_python_cannot_represent_are_an_error(tmp_path: Path, kind: str, folder: bool) -> None:
@@ -735,11 +743,17 @@ def test_labels_altered_by_a_spreadsheet_are_an_error(tmp_path: Path) -> None:
         read(write_table(tmp_path / "c.csv"), **COLUMNS, label_column="grade", metadata=str(metadata))
 
 
-def test_groups_in_a_parquet_column_of_rounded_numbers_are_an_error(tmp_path: Path) -> None:
+def test_groups_in_a_column_of_rounded_numbers_are_an_error(tmp_path: Path) -> None:
+    import datasets
+
     table = pa.table({"body": TEXTS, "patient": pa.array([2.0**24, 2.0**24 + 2, 1.0], pa.float32())})
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"row 1 contains 16777216 in column patient, but the column's type \(float\)"):
-        read(tmp_path / "a.parquet", text_column="body", group_column="patient")
+    datasets.Dataset(table).save_to_disk(tmp_path / "set")
+    for name in ("a.parquet", "set"):
+        with pytest.raises(
+            DataError, match=r"row 1 contains 16777216 in column patient, but the column's type \(float\)"
+        ):
+            read(tmp_path / name, text_column="body", group_column="patient")
 
 
 def test_column_names_may_include_the_spaces_of_the_header(tmp_path: Path) -> None:

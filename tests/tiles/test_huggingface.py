@@ -362,6 +362,7 @@ def test_cells_of_a_metadata_file_are_read_as_text(tmp_path: Path, form: str, st
         ("file_name,label,group\n0.png,a,P0\n1.png,b\n", "record 2 .line 3. has 2 fields, but the header has 3"),
         ("file_name,label\n0.png,a\n2.png,b\n", r"1 of 2 files in the table is missing: 2.png"),
         ("image,label\n0.png,a\n1.png,b\n", "the columns are image, label, but none is file_name"),
+        ("file_name,image,label\n0.png,x,a\n1.png,y,b\n", "two columns for one name .*image .file_name, image."),
         ("file_name,label\n0.png,a\n1.png,\"b\nc\"\n", "row 1 contains a line break"),
     ],
 )  # fmt: skip

@@ -55,6 +55,24 @@ def test_csv_and_parquet_give_the_same_tiles(tmp_path: Path) -> None:
     assert (from_csv.mpp == 0.5).all()
 
 
+def test_class_indices_in_parquet_files_become_names(tmp_path: Path) -> None:
+    import datasets
+
+    table = [{**row, "label": [-1, 0, 1][index % 3]} for index, row in enumerate(rows(tmp_path))]
+    rows_with_names = datasets.Dataset.from_list(table)
+    rows_with_names = rows_with_names.cast_column("label", datasets.ClassLabel(names=["normal", "tumour"]))
+    rows_with_names.to_parquet(tmp_path / "t.parquet")
+    tiles = load_tiles(config(tmp_path / "t.parquet"), seed=0)
+    labels = ["" if label < 0 else tiles.classes[label] for label in tiles.truth.tolist()]
+    assert labels == ["", "normal", "tumour"] * 4
+
+
+def test_a_row_that_names_a_folder_is_an_error(tmp_path: Path) -> None:
+    table = [*rows(tmp_path), {"path": "img", "label": 0, "split": "train", "group": "p9", "mpp": 0.5}]
+    with pytest.raises(DataError, match=r"(?s)this is a folder, not a file.*/img.*remove the row"):
+        read_tiles(config(write_table(tmp_path / "t.csv", table), unreadable="quarantine"))
+
+
 def test_the_validation_split_keeps_groups_together(tmp_path: Path) -> None:
     tiles = load_tiles(config(write_table(tmp_path / "t.csv", rows(tmp_path)), validation_fraction=0.25), seed=0)
     validation = set(tiles.groups[tiles.splits == "validation"])

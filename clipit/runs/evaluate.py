@@ -64,11 +64,9 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
     embeddings = zero_shot_embeddings(classifier, workspace.prompts, tiles.classes)
     by_split = []
     for split in config.evaluation.splits:
-        source = workspace.pixels(split, classifier.spec.preprocess)
-        if len(source.tiles):
-            predictions = predict_tiles(classifier, source, embeddings, config.evaluation.batch_size, split)
-            # Runs with different seeds share the source, but may keep different labels.
-            by_split.append(replace(predictions, labels=tiles.of_split(split).labels))
+        if len(chosen := tiles.of_split(split)):
+            source, size = workspace.pixels(split, classifier.spec.preprocess), config.evaluation.batch_size
+            by_split.append(predict_tiles(classifier, chosen, source, embeddings, size, split))
     if not get_processes().main:
         return {}
     write_predictions(folder / PREDICTIONS, join_predictions(by_split))
@@ -141,7 +139,7 @@ def evaluate_shifted(
         classifier = open_classifier(config, folder, tiles.classes)
         source = workspace.pixels_of(tiles, classifier.spec.preprocess)
         embeddings = zero_shot_embeddings(classifier, workspace.prompts, tiles.classes)
-        predictions = predict_tiles(classifier, source, embeddings, config.evaluation.batch_size, name)
+        predictions = predict_tiles(classifier, tiles, source, embeddings, config.evaluation.batch_size, name)
         if processes.main:
             write_predictions(path, predictions)
             write_run_json(record, {_SHA256: file_sha256(path)}, folder)

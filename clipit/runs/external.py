@@ -100,7 +100,7 @@ def evaluate_external(
         raise DataError("no tile has a label", where=scored.where, fix="for tiles without labels, use clipit predict")
     embeddings = _class_embeddings(classifier, prompt_set)
     source = workspace.pixels_of(scored, classifier.spec.preprocess)
-    predictions = predict_tiles(classifier, source, embeddings, config.evaluation.batch_size, folder.name)
+    predictions = predict_tiles(classifier, scored, source, embeddings, config.evaluation.batch_size, folder.name)
     results: dict[str, Any] = {}
     if get_processes().main:
         renamed = replace(predictions, splits=np.full(len(scored), folder.name, dtype=object))

@@ -17,6 +17,7 @@ from clipit.prompts.prompt_set import PromptSet, check_classes
 from clipit.runs.prediction_inputs import class_embeddings
 from clipit.tiles.batched import map_batches
 from clipit.tiles.pixel_source import PixelSource
+from clipit.tiles.tileset import TileSet
 
 if TYPE_CHECKING:
     from clipit.config.run import VLMConfig
@@ -101,20 +102,22 @@ def zero_shot_embeddings(
 
 def predict_tiles(
     classifier: "Classifier",
+    tiles: TileSet,
     source: PixelSource,
     embeddings: Float[np.ndarray, "c D"] | None,
     batch_size: int,
     title: str,
 ) -> Predictions:
-    """Predict class probabilities and, with class embeddings, zero-shot probabilities for all tiles of a source.
+    """Predict class probabilities and, with class embeddings, zero-shot probabilities for tiles.
 
     Args:
-        source: Tiles to classify; their classes must be those of the classifier.
+        tiles: Tiles to classify; their classes must be those of the classifier.
+        source: Pixels of these tiles, in the same order; the labels, groups and classes of `source.tiles` are not used.
         embeddings: Class embeddings, in the order of the classes; None to skip zero-shot predictions.
         batch_size: Tiles per forward pass.
         title: Name of the tiles in the progress bar.
     """
-    tiles, vlm = source.tiles, classifier.spec.vlm
+    vlm = classifier.spec.vlm
     logits, projected = classifier_logits(classifier, source, batch_size, title)
     zero_shot = None
     if embeddings is not None and projected is not None and vlm is not None:

@@ -162,7 +162,10 @@ class Workspace:
         return self.pixels_of(self.all_tiles.of_split(split), preprocess)
 
     def pixels_of(self, tiles: TileSet, preprocess: "Preprocess") -> PixelSource:
-        """Return the preprocessed images of tiles, cached so that several runs in one process read them once."""
+        """Return the preprocessed images of tiles, cached so that several runs in one process read them once.
+
+        Tiles with the same images share a source; the labels, groups and classes of its `tiles` may be those of others.
+        """
         t = self.config.training
         source: PixelSource = self.cached(
             f"pixels {tiles.fingerprint} {preprocess.hash}",

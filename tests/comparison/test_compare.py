@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from logged_lines import capture_log
-from tiny_models import SMALL_COMPARISON, MakeFile, with_comparison, with_run
+from tiny_models import CLASSES, SMALL_COMPARISON, MakeFile, with_comparison, with_run
 
 import clipit
 from clipit.api.experiments import CompareResult
@@ -27,6 +27,7 @@ from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate, validate_file
 from clipit.config.run import RunConfig
 from clipit.errors import ArtifactError, ConfigError, DataError, DivergenceError
+from clipit.evaluation.predictions import read_run_predictions
 from clipit.reporting.csv_export import check_export
 from clipit.runs import train as runs_module
 from clipit.runs.folder import read_run_config
@@ -165,6 +166,19 @@ def test_each_data_set_uses_its_keys(small: ConfigFile) -> None:
     wrong = {"data_sets": {"bad": {"tiles.lables.value": 2}}}
     with pytest.raises(ConfigError, match=r"did you mean 'tiles\.labels'"):
         compare(small.run, small.comparison.model_copy(update=wrong))
+
+
+def test_predictions_have_the_classes_of_their_own_data_set(small: ConfigFile) -> None:
+    keys = {"data_sets": {"ordered": {}, "reversed": {"tiles.classes": CLASSES[::-1]}}, "seeds": (1,), "analyses": (), "arms": ("image_only",)}
+    folder = compare(small.run, small.comparison.model_copy(update=keys))
+    predictions = {
+        row["data_set"]: read_run_predictions(Path(row["run"]))
+        for row in pq.read_table(folder / "comparison.parquet").to_pylist()
+        if row["run"]
+    }
+    assert (predictions["ordered"].classes, predictions["reversed"].classes) == (CLASSES, CLASSES[::-1])
+    names = [[("", *each.classes)[label + 1] for label in each.labels.tolist()] for each in predictions.values()]
+    assert names[0] == names[1]
 
 
 def test_run_that_is_equal_on_several_data_sets_is_trained_once(small: ConfigFile) -> None:

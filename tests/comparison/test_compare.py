@@ -169,7 +169,12 @@ def test_each_data_set_uses_its_keys(small: ConfigFile) -> None:
 
 
 def test_predictions_have_the_classes_of_their_own_data_set(small: ConfigFile) -> None:
-    keys = {"data_sets": {"ordered": {}, "reversed": {"tiles.classes": CLASSES[::-1]}}, "seeds": (1,), "analyses": (), "arms": ("image_only",)}
+    keys = {
+        "data_sets": {"ordered": {}, "reversed": {"tiles.classes": CLASSES[::-1]}},
+        "seeds": (1,),
+        "analyses": (),
+        "arms": ("image_only",),
+    }
     folder = compare(small.run, small.comparison.model_copy(update=keys))
     predictions = {
         row["data_set"]: read_run_predictions(Path(row["run"]))

@@ -42,7 +42,8 @@ class ProbingConfig(Section):
     exclude_groups: bool = True
     """Exclude tiles of the query's own group (patient or slide) from its results."""
     captions: LocalPath[str | None] = None
-    """CSV file with the columns tile_id and text: captions of test tiles, for recall@k between texts and images."""
+    """CSV file with the columns tile_id and text: captions of test tiles, for recall@k between texts and images.
+    Equal captions count as one text."""
 
     @field_validator("shots", "at", "votes_at")
     @classmethod

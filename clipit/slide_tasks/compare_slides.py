@@ -85,7 +85,7 @@ def compare_slides(
         requested: Requested resolution and size of tiles; unset values follow each model.
         stated: Those of `mpp` and `pixels` that the user set; otherwise, the values of each model apply.
         options: Options for opening and comparing the runs.
-        notes: Notes on patients of the slides (`slide_runs.check_patients`), shown on the page.
+        notes: Notes on patients of the slides (`slide_runs.check_patients`), shown on every page.
 
     Raises:
         DataError: No slide can be used, or no slide can be scored by every run.
@@ -96,7 +96,7 @@ def compare_slides(
             logger.info(f"{name}:")
         scorer, scores_folder = open_scorer(), out / RUNS / name
         scored = score_slides(listed, scorer, requested, stated, scores_folder, options.scoring)
-        write_slide_scores(scored, scorer, scores_folder)
+        write_slide_scores(scored, scorer, scores_folder, notes=notes)
         run = ComparedRun(arm, seed, model, str(scored.facts["tiles read"]), f"{RUNS}/{name}/{SCORES_PAGE}")
         if arms:  # tile positions are needed only once, not for each run
             scored = replace(scored, prepared=(), outcome=replace(scored.outcome, prepared=()))

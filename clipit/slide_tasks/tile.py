@@ -177,20 +177,21 @@ def tile_slides(listed: SlideList, config: SlidesConfig, out: Path, extras: Sequ
 
 
 def _write_grid(slide: PreparedSlide, folder: Path) -> None:
-    """Write grid, tissue and thumbnail, and delete outdated files, unless all belong to the current tiles."""
+    """Write grid, tissue and thumbnail, unless they are unchanged, and delete the output of other tiles."""
     grid, record = slide.grid, folder / RECORD
     inputs = {"tiles": slide.identity, "tissue": file_sha256(slide.tissue)}
-    written = all((folder / name).is_file() for name in (GRID, TISSUE, THUMBNAIL, RECORD))
-    if written:
-        recorded = dict(read_json(record, "delete this file and start the same command again"))
-        files = recorded.pop("files", None)  # missing in records of earlier versions
-        if recorded == inputs:
-            if are_unchanged(folder, (GRID, TISSUE, THUMBNAIL), files):
-                return
-            logger.info(f"note: {slide.name}: writing its grid, tissue and thumbnail again, because they have changed")
+    recorded = dict(read_json(record, "delete this file and start the same command again")) if record.is_file() else {}
+    files = recorded.pop("files", None)  # missing in records of earlier versions
+    if recorded == inputs:
+        present = all((folder / name).is_file() for name in (GRID, TISSUE, THUMBNAIL))
+        if present and are_unchanged(folder, (GRID, TISSUE, THUMBNAIL), files):
+            return
+        logger.info(f"note: {slide.name}: writing its grid, tissue and thumbnail again, because they have changed")
+    elif outdated := [name for name in (COORDINATES, TILE_FOLDER) if (folder / name).exists()]:
+        logger.info(f"note: {slide.name}: deleting {' and '.join(outdated)}, which may belong to other tiles")
+        (folder / COORDINATES).unlink(missing_ok=True)
+        shutil.rmtree(folder / TILE_FOLDER, ignore_errors=True)
     record.unlink(missing_ok=True)
-    (folder / COORDINATES).unlink(missing_ok=True)
-    shutil.rmtree(folder / TILE_FOLDER, ignore_errors=True)
     with whole_file(folder / GRID) as temporary:
         pd.DataFrame({"id": grid.ids, "x": grid.x, "y": grid.y, "tissue": grid.tissue}).to_parquet(
             temporary, index=False

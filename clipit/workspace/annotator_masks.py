@@ -40,7 +40,7 @@ def write_annotator_masks(
 ) -> tuple[Path, Path]:
     """Write the consensus of masks from several annotators to `<output>/annotators/<name>/masks/`.
 
-    If the tile table has splits, annotator skill is estimated separately on test tiles and on all other tiles.
+    If the tile table has a test split, annotator skill is estimated separately on test tiles and on all other tiles.
     Three folders are written. `consensus/` contains the most probable class of each pixel as PNG, with the values of
     `segmentation.classes`. `confident/` contains the same masks, but ignores pixels whose posterior is below
     `confidence`. `posterior/` contains the class probabilities [c, h, w] as float16 in .npy. tiles.csv is the tile
@@ -81,7 +81,7 @@ def write_annotator_masks(
     quarantine = config.tiles.unreadable == "quarantine"  # otherwise, an image is decoded when its masks are read
     tiles = read_tiles(unlabelled, check=False, decode=quarantine, hold_out=False)
     masks = read_annotator_masks(table, files, tiles, classes)
-    parts = _parts(masks)
+    parts = _parts(masks, tested=bool((tiles.splits == "test").any()))
     patterns = {part: PixelPatterns(masks.annotators, classes.names) for part in dict.fromkeys(parts)}
     ignored = _count_patterns(masks, patterns, parts)
     consensus = {part: counter.consensus() for part, counter in patterns.items()}
@@ -104,12 +104,15 @@ def write_annotator_masks(
     return path, root
 
 
-def _parts(masks: AnnotatorMasks) -> list[str]:
-    """Return the part of the data set to which each tile belongs; annotator skill is estimated for each part."""
-    tests = masks.tiles.splits == "test"
-    if tests.all() or not tests.any():
-        return [_ALL] * len(tests)
-    return [_TEST if test else _TRAINING for test in tests.tolist()]
+def _parts(masks: AnnotatorMasks, *, tested: bool) -> list[str]:
+    """Return the part of the data set to which each tile belongs; annotator skill is estimated for each part.
+
+    Args:
+        tested: Whether the data set has test tiles, with or without masks.
+    """
+    if not tested:
+        return [_ALL] * len(masks.tiles)
+    return [_TEST if split == "test" else _TRAINING for split in masks.tiles.splits.tolist()]
 
 
 def _count_patterns(masks: AnnotatorMasks, patterns: Mapping[str, PixelPatterns], parts: Sequence[str]) -> list[str]:
@@ -269,7 +272,7 @@ def _describe(
             *remarks,
             *_overruled_notes(consensus),
             *_tie_notes(consensus),
-            *_independence_notes(shared),
+            *_independence_notes(shared, tested=_TEST in consensus),
         ],
     }
 
@@ -301,12 +304,14 @@ def _tie_notes(consensus: Mapping[str, PixelConsensus]) -> list[str]:
 
 def _shared(consensus: Mapping[str, PixelConsensus]) -> list[str] | None:
     """List the annotators of test tiles who also annotated training or validation tiles; None without a test split."""
-    if _TEST not in consensus:
+    if _ALL in consensus:
         return None
+    if len(consensus) < 2:
+        return []
     return sorted({*consensus[_TRAINING].votes.annotators} & {*consensus[_TEST].votes.annotators})
 
 
-def _independence_notes(shared: list[str] | None) -> list[str]:
+def _independence_notes(shared: list[str] | None, *, tested: bool) -> list[str]:
     if shared is None:
         return [
             "the tiles have no test split, so annotator skill is estimated on all tiles: test tiles held out later "
@@ -318,6 +323,8 @@ def _independence_notes(shared: list[str] | None) -> list[str]:
             "so scores of a model that learns their habits are too high; remove the rows of their masks in one of the "
             "two parts"
         ]
+    if not tested:
+        return ["the masks are those of training and validation tiles: no test tile has a mask"]
     return ["no annotator of the test tiles annotated a training or validation tile"]
 
 

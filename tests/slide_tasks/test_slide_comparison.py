@@ -228,7 +228,8 @@ def test_test_slides_of_training_patients_are_an_error_or_a_note(
         noted = clipit.compare_slides(
             slides, runs, tmp_path / "out", reference="image_only", leaks_policy="note", **VLM_TILES
         )
-        for text in (noted.text, noted.page.read_text(encoding="utf-8")):
+        of_run = noted.page.parent / "runs/clip_it_all-seed0/slides.html"
+        for text in (noted.text, *(path.read_text(encoding="utf-8") for path in (noted.page, of_run))):
             assert "1 of 6 test slides belongs to 1 patient" in text and "kept on request" in text
 
 

@@ -319,7 +319,10 @@ def test_tables_without_labels(models: Path, slides: Path, tmp_path: Path) -> No
     assert not leftover.exists()
 
 
-def test_tiles_are_replaced_only_if_the_options_change(slides: Path, tmp_path: Path) -> None:
+def test_tiles_are_replaced_only_if_the_options_change(
+    slides: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     slide, folder = slides.parent / "s0.tiff", tmp_path / "slides/s0"
 
     def tile(pixels: int, *extras: Literal["png", "h5"]) -> set[str]:
@@ -331,7 +334,11 @@ def test_tiles_are_replaced_only_if_the_options_change(slides: Path, tmp_path: P
     (folder / ".grid.parquet.999999999.tmp").write_bytes(b"leftover")
     written = (folder / "grid.parquet").stat().st_mtime_ns
     assert tile(32, "png") == small and (folder / "grid.parquet").stat().st_mtime_ns == written
+    (folder / "tiles.png").unlink()
+    assert tile(32) == small and (folder / "coords.h5").exists(), "a new thumbnail does not change the tiles"
+    assert (folder / "tiles.png").exists() and "deleting" not in caplog.text
     large = tile(64, "png")
+    assert "note: s0: deleting coords.h5 and tiles, which may belong to other tiles" in caplog.text
     assert large == set(pd.read_parquet(folder / "grid.parquet")["id"]) and not large & small
     assert not (folder / "coords.h5").exists()
 

@@ -163,6 +163,20 @@ def test_columns_that_are_not_text_are_left_out_of_the_written_table(make: Make,
     assert note.startswith("tiles.csv lacks 2 columns (box, comment), because a cell contains a list, a line break")
 
 
+@pytest.mark.parametrize("masked", ["test", "train"])
+def test_masks_of_one_split_do_not_hide_the_test_split(make: Make, masked: str) -> None:
+    file, table = make()
+    rows = pd.read_csv(table)
+    rows[(rows["tile"] == "c/d.png") == (masked == "test")].to_csv(table, index=False)
+    record = clipit.merge_masks(file, table).record
+    assert [part["part"] for part in record["parts"]] == [
+        "test tiles" if masked == "test" else "training and validation tiles"
+    ]
+    assert record["shared_annotators"] == [] and not any("no test split" in note for note in record["notes"])
+    expected = "no annotator of the test tiles" if masked == "test" else "the masks are those of training"
+    assert any(note.startswith(expected) for note in record["notes"])
+
+
 def test_unreadable_images_are_quarantined_if_configured(make: Make, tmp_path: Path) -> None:
     image = tmp_path / "images/b.png"
     image.write_bytes(image.read_bytes()[:45])

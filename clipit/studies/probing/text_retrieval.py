@@ -55,9 +55,11 @@ def text_retrieval(
         ]
     if probing.captions is not None:
         tile_ids, texts = read_captions(Path(probing.captions), test.ids)
-        unlabelled = np.full(len(texts), -1, dtype=np.int64)
-        captions = _text_features(_numbered(len(texts)), workspace.encode(texts), unlabelled)
-        tile_pairs = list(zip(tile_ids, captions.ids.tolist(), strict=True))
+        distinct = list(dict.fromkeys(texts))  # equal captions are one item; otherwise, all but one would be misses
+        unlabelled = np.full(len(distinct), -1, dtype=np.int64)
+        captions = _text_features(_numbered(len(distinct)), workspace.encode(distinct), unlabelled)
+        name_of = dict(zip(distinct, captions.ids.tolist(), strict=True))
+        tile_pairs = [(tile, name_of[text]) for tile, text in zip(tile_ids, texts, strict=True)]
         scores += [("image to caption", score) for score in recall_at(test, captions, tile_pairs, probing.at)]
         caption_pairs = [(name, tile) for tile, name in tile_pairs]
         scores += [("caption to image", score) for score in recall_at(captions, test, caption_pairs, probing.at)]

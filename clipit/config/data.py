@@ -168,8 +168,8 @@ class TilesConfig(Section):
     mask file, in the folder or zip of the images."""
     group_pattern: Data[str | None] = None
     """For sources without groups: regular expression that finds the patient or slide in the id of a tile or, failing
-    that, in its path, such as `patient_\\d+`. If the expression has a capturing group, only the text of that group is
-    used. Null: only TCGA barcodes are recognised."""
+    that, in its path, such as `patient_\\d+`. If the expression has capturing groups, only the text of the first one
+    is used. Null: only TCGA barcodes are recognised."""
     splits: dict[Literal["train", "validation", "test"], str | tuple[str, ...]] = Field(default_factory=dict)
     """Mapping from splits to their names in the source, where they differ; a list merges several names, as in
     `{train: [labelled, unlabelled]}`, and `""` stands for rows without a split. Any column can define the splits, such

@@ -48,7 +48,10 @@ def add_groups(source: SourceTiles, pattern: str | None) -> SourceTiles:
             where=source.where,
             fix="remove tiles.group_pattern, or the group column",
         )
-    groups = _find(source, re.compile(pattern))
+    compiled = re.compile(pattern)
+    groups = _find(source, compiled)
+    if compiled.groups > 1:
+        _check_first_group(source, compiled)
     missing = [name for name, group in zip(source.ids, groups, strict=True) if not group]
     if len(missing) == len(groups):
         raise DataError(
@@ -103,11 +106,29 @@ def column_advice(
     return ""
 
 
-def _find(source: SourceTiles, pattern: re.Pattern[str]) -> list[str]:
-    """Return the text that the pattern matches in each tile id, or else in the tile path; "" without a match."""
+def _matches(source: SourceTiles, pattern: re.Pattern[str]) -> list[re.Match[str] | None]:
+    """Return the match of a pattern in each tile id, or else in the tile path."""
     paths = source.paths or [""] * len(source.ids)
-    matches = (pattern.search(name) or pattern.search(path) for name, path in zip(source.ids, paths, strict=True))
+    return [pattern.search(name) or pattern.search(path) for name, path in zip(source.ids, paths, strict=True)]
+
+
+def _find(source: SourceTiles, pattern: re.Pattern[str]) -> list[str]:
+    """Return the text that the pattern matches for each tile; "" without a match."""
+    matches = _matches(source, pattern)
     return ["" if match is None else (match[1] or "" if pattern.groups else match[0]) for match in matches]
+
+
+def _check_first_group(source: SourceTiles, pattern: re.Pattern[str]) -> None:
+    """Reject a pattern whose first capturing group takes no part in a match, as in `A_(\\d+)|B_(\\d+)`."""
+    matches = _matches(source, pattern)
+    without = [name for name, match in zip(source.ids, matches, strict=True) if match is not None and match[1] is None]
+    if without:
+        raise DataError(
+            f"tiles.group_pattern {pattern.pattern!r} matches {counted(len(without), 'tile')} without its first "
+            f"capturing group, the only one that is used: {shortlist(without, 3)}",
+            where=source.where,
+            fix="use a single capturing group, and write the others as (?:...)",
+        )
 
 
 def _is_shared(values: Sequence[str]) -> bool:

@@ -2,10 +2,10 @@
 
 import io
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 
@@ -25,10 +25,14 @@ from clipit.output_files.artifacts import fingerprint
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import is_group_column
 from clipit.tiles.imagefolder import inferred_types, load_image_folder
-from clipit.tiles.source import ALIASES, SourceTiles
-from clipit.tiles.splits import configured_splits, split_map
+from clipit.tiles.source import SourceTiles
+from clipit.tiles.split_columns import split_notes
+from clipit.tiles.splits import select_splits, unused_splits
 
-Rows = TypeVar("Rows")
+_SPLIT_ADVICE = (
+    "save the data set with one split per value, or, for a folder of image files, set tiles.source: table, tiles.path "
+    "to its metadata file, and tiles.columns: {{path: file_name, split: {name}}}"
+)
 _DEFAULTS = {"path": "image", "label": "label"}
 
 
@@ -209,8 +213,7 @@ def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Re
         stamps += rows.stamps
         where = f"{config.path}, split {split}"
         for key in ("id", "group", "mpp"):
-            cells, cell_names = rows.text(names[key]), rows.class_names.get(names[key])
-            columns[key] += cells if cell_names is None else _name_classes(cells, [*map(trimmed, cell_names)], where)
+            columns[key] += _named_cells(rows, names[key], where)
         labels = rows.text(names["label"])
         columns["label"] += labels if classes is None else _name_classes(labels, classes, where)
         for name, values in others.items():
@@ -232,6 +235,8 @@ def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Re
     if classes is None:
         labels, label_notes = resolve_missing(labels, "label", config, config.path, row_ids.__getitem__)
     groups, group_notes = resolve_missing(columns["group"], "group", config, config.path, row_ids.__getitem__)
+    only = next(iter(splits.values()))
+    unread = sorted(present - {*names.values()}) if len(splits) == 1 else ()
     return SourceTiles(
         ids=ids,
         labels=labels,
@@ -242,7 +247,11 @@ def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Re
         reader=reader,
         where=config.path,
         classes=classes and tuple(filter(None, dict.fromkeys(classes))),  # "" marks missing labels, as in tables
-        notes=(*label_notes, *group_notes),
+        notes=(
+            *label_notes,
+            *group_notes,
+            *split_notes(unread, lambda name: _named_cells(only, name, config.path), _SPLIT_ADVICE),
+        ),
         columns=others,
     )
 
@@ -289,6 +298,12 @@ def _column_names(config: TilesConfig) -> dict[str, str]:
     return {key: by_name.get(key, _DEFAULTS.get(key, key)) for key in ("id", "path", "label", "group", "mpp")}
 
 
+def _named_cells(rows: SplitRows, column: str, where: str) -> list[str]:
+    """Return the cells of a column as text, with class indices replaced by names."""
+    cells, names = rows.text(column), rows.class_names.get(column)
+    return cells if names is None else _name_classes(cells, [*map(trimmed, names)], where)
+
+
 def _name_classes(numbers: Sequence[str], classes: Sequence[str], where: str) -> list[str]:
     """Replace class indices with names; negative indices mark missing labels and become ""."""
     names = {"": ""} | {str(number): name for number, name in enumerate(classes)}
@@ -323,40 +338,6 @@ def _describe_rows(rows: Any, where: str, stamps: Sequence[str]) -> SplitRows:
         return _column_as_text(rows, column, where)
 
     return SplitRows(int(rows.num_rows), rows.column_names, text, class_names, stamps)
-
-
-def select_splits(splits: Mapping[str, Rows], config: TilesConfig) -> dict[str, Rows]:
-    """Return the splits that tiles.splits names and those with standard names, or all splits if it is not set.
-
-    Raises:
-        DataError: A split named in tiles.splits is missing.
-    """
-    absent = sorted(set(configured_splits(config.splits)) - set(splits))
-    if absent:
-        raise DataError(
-            f"no split {shortlist(absent)}; the data set has: {', '.join(splits)}",
-            where=config.path,
-            fix="correct tiles.splits",
-        )
-    if not config.splits:
-        return dict(splits)
-    mapping = split_map(config.splits, ALIASES)
-    return {name: rows for name, rows in splits.items() if name in mapping or name.lower() in mapping}
-
-
-def unused_splits(rows_of: Mapping[str, int | None], used: Collection[str]) -> tuple[str, ...]:
-    """Return a note on the splits that are not used.
-
-    Args:
-        rows_of: Number of rows of every split; None if unknown.
-        used: Names of the splits returned by `select_splits`.
-    """
-    unused = [
-        name if rows is None else f"{name} ({counted(rows, 'tile')})"
-        for name, rows in rows_of.items()
-        if name not in used
-    ]
-    return (f"splits that tiles.splits does not name are dropped: {shortlist(unused)}",) if unused else ()
 
 
 def not_images(column: str, kind: str, where: str) -> DataError:

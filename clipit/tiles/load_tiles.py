@@ -315,7 +315,10 @@ def _check_options(config: TilesConfig) -> None:
     if config.labels.kind == "all" and config.labels.seed is not None:
         ignored.append("tiles.labels.seed (only with tiles.labels.kind=fraction or per_class)")
     if "split" in config.columns and config.source == "huggingface":
-        ignored.append("tiles.columns.split (not huggingface, where tiles.splits names the splits of the data set)")
+        ignored.append(
+            "tiles.columns.split (not huggingface, where tiles.splits names the splits of the data set; "
+            "tiles.source=table reads this column from the metadata file of an image folder)"
+        )
     if "mask" in config.columns and config.source in ("huggingface", "webdataset"):
         ignored.append("tiles.columns.mask (table and slides only)")
     if config.slides is not None and config.source != "slides":

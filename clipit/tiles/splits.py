@@ -1,15 +1,19 @@
 """Map the splits of a source to train, validation and test, and check that no group is in two splits."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from clipit.config.run import TilesConfig
 from clipit.errors import ConfigError, DataError, counted, counted_of, shortlist
 from clipit.patients import match_patients, patients
+from clipit.tiles.source import ALIASES
 from clipit.tiles.tileset import TileSet
+
+Rows = TypeVar("Rows")
 
 
 def shuffled(names: Shaped[np.ndarray, " n"] | Sequence[str], seed: int, purpose: str) -> Int64[np.ndarray, " n"]:
@@ -99,6 +103,40 @@ def resolve_splits(
     if present == {""} and "" not in mapping:
         split_of = {"": "train"}
     return [split_of[name] for name in source_splits]
+
+
+def select_splits(splits: Mapping[str, Rows], config: TilesConfig) -> dict[str, Rows]:
+    """Return the splits that tiles.splits names and those with standard names, or all splits if it is not set.
+
+    Raises:
+        DataError: A split named in tiles.splits is missing.
+    """
+    absent = sorted(set(configured_splits(config.splits)) - set(splits))
+    if absent:
+        raise DataError(
+            f"no split {shortlist(absent)}; the data set has: {', '.join(splits)}",
+            where=config.path,
+            fix="correct tiles.splits",
+        )
+    if not config.splits:
+        return dict(splits)
+    mapping = split_map(config.splits, ALIASES)
+    return {name: rows for name, rows in splits.items() if name in mapping or name.lower() in mapping}
+
+
+def unused_splits(rows_of: Mapping[str, int | None], used: Collection[str]) -> tuple[str, ...]:
+    """Return a note on the splits that are not used.
+
+    Args:
+        rows_of: Number of rows of every split; None if unknown.
+        used: Names of the splits returned by `select_splits`.
+    """
+    unused = [
+        name if rows is None else f"{name} ({counted(rows, 'tile')})"
+        for name, rows in rows_of.items()
+        if name not in used
+    ]
+    return (f"splits that tiles.splits does not name are dropped: {shortlist(unused)}",) if unused else ()
 
 
 def patients_across_splits(

@@ -31,13 +31,12 @@ from clipit.tiles.huggingface import (
     is_image_folder,
     join_splits,
     not_images,
-    select_splits,
     text_columns,
-    unused_splits,
 )
 from clipit.tiles.imagefolder import METADATA_FILES, inferred_types, load_image_folder
 from clipit.tiles.kept_tiles import FIELD, Block, KeptSize, KeptTiles, SourceTile, keep_tiles
 from clipit.tiles.source import SourceTiles
+from clipit.tiles.splits import select_splits, unused_splits
 from clipit.tiles.tar_index import index_shards
 from clipit.tiles.webdataset import read_webdataset
 
@@ -206,7 +205,7 @@ def _stream_set(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
 
 def _kept_rows(kept: KeptTiles, split: StreamedSplit, where: str) -> SplitRows:
     def text(column: str) -> list[str]:
-        if column not in split.columns:
+        if column not in split.columns or split.kinds[column] == "image":
             return [""] * len(kept)
         values = kept.rows([f"{FIELD}{column}"]).column(0).to_pylist()
         texts = check_stored(values, column, where, lambda row: f"row {row}")

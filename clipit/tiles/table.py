@@ -2,7 +2,6 @@
 
 import os
 import posixpath
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,8 @@ from clipit.input_files.zip_files import check_uncompressed
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import is_group_column
 from clipit.tiles.missing_files import files_below, missing_files, normalise, spelled_in_zip, spelled_on_disk
-from clipit.tiles.source import ALIASES, SourceTiles
+from clipit.tiles.source import SourceTiles
+from clipit.tiles.split_columns import split_notes
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*_DELIMITERS, ".parquet")
@@ -33,8 +33,6 @@ TABLES = (*_DELIMITERS, ".parquet")
 WORKBOOKS = (".xlsx", ".xls", ".ods")
 """Suffixes of spreadsheets, which are rejected with a hint."""
 _UNLABELLED = "; if no tile is labelled, add an empty `label` column, or set tiles.labels.kind: none"
-_SPLIT_NAME = re.compile("split|set|fold|part|phase|cohort|usage", re.IGNORECASE)
-"""Words in the names of columns that may contain split names."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def read_table(config: TilesConfig) -> SourceTiles:
         stamps=located.stamps,
         reader=located.reader,
         where=str(path),
-        notes=(*label_notes, *group_notes, *_split_hint(table, columns)),
+        notes=(*label_notes, *group_notes, *_split_notes(table, columns)),
         paths=columns["path"],
         columns=group_columns(path, table, config),
     )
@@ -131,7 +129,10 @@ def _locate(path: Path, config: TilesConfig, table: TileTable, columns: Mapping[
                 f"{counted(len(repeated), 'tile id occurs', 'tile ids occur')} more than once: "
                 f"{shortlist(repeated, 3)}",
                 where=path,
-                fix="make the ids unique",
+                fix="make the ids unique"
+                if "id" in config.columns
+                else "make the ids unique; or, if the column id does not identify images, use the paths as ids: set "
+                f"--tiles.columns.id={config.columns.get('path', 'path')} (clipit predict: --id-column)",
             )
     return ImageSet(ids, stamps, reader, str(path))
 
@@ -213,17 +214,9 @@ def read_columns(
     return columns
 
 
-def _split_hint(table: TileTable, columns: Mapping[str, list[str]]) -> tuple[str, ...]:
-    """Return a note if no split column is read but another column contains split names."""
-    for name in table.names if "split" not in columns else ():
-        if _SPLIT_NAME.search(name):
-            try:
-                splits = {ALIASES.get(str(cell).strip().lower()) for cell in table.column(name)}
-            except DataError:  # a column that is not read may contain anything
-                continue
-            if len(splits) > 1 and None not in splits:
-                return (f"column {name} contains splits but is not read; to use it, set tiles.columns.split: {name}",)
-    return ()
+def _split_notes(table: TileTable, columns: Mapping[str, list[str]]) -> tuple[str, ...]:
+    unread = () if "split" in columns else table.names
+    return split_notes(unread, table.column, "set tiles.columns.split: {name}")
 
 
 def group_columns(path: Path, table: TileTable, config: TilesConfig) -> dict[str, list[str]]:

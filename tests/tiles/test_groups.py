@@ -36,6 +36,14 @@ def test_tiles_without_a_match_are_noted_and_a_pattern_without_matches_is_an_err
         add_groups(replace(tiles, groups=["a", "", ""]), r"HE\d+")
 
 
+def test_a_pattern_that_matches_without_its_first_group_is_an_error() -> None:
+    tiles = source(["north-12-a", "south-7-a", "south-7-b"])
+    with pytest.raises(DataError, match=r"matches 2 tiles without its first capturing group.*: south-7-a"):
+        add_groups(tiles, r"north-(\d+)|south-(\d+)")
+    assert add_groups(tiles, r"((?:north|south)-\d+)-(\w)").groups == ["north-12", "south-7", "south-7"]
+    assert add_groups(tiles, r"south-7(-a)?").groups == ["", "-a", ""]
+
+
 def test_advice_names_the_best_column_and_its_key() -> None:
     columns = {"slide": ["s1", "s2", "s3", "s3"], "Patient ID": ["p1", "p1", "p2", "p2"]}
     advice = group_advice(source(["a", "b", "c", "d"], columns=columns))

@@ -462,6 +462,27 @@ def test_metadata_in_a_zip_is_read_as_text_by_the_datasets_package(tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_column_of_splits_that_is_not_read_is_noted(tmp_path: Path, streaming: bool, named: bool) -> None:
+    import datasets
+
+    kind = datasets.ClassLabel(names=["Train", "val"]) if named else datasets.Value("string")
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "PNG")
+    image = {"bytes": stream.getvalue(), "path": None}
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.Value("string"), "phase": kind, "set": datasets.Image()}
+    )
+    rows = [
+        {"image": image, "label": "ab"[row % 2], "phase": ("Train", "val")[row % 2], "set": image} for row in range(6)
+    ]
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / "set"))
+    tiles = read_tiles(config(tmp_path / "set", streaming=streaming), root=tmp_path / "kept", hold_out=False)
+    (note,) = tiles.notes
+    assert note.startswith("column phase contains splits but is not read") and "split: phase}" in note
+
+
 def test_columns_of_streamed_metadata_can_be_named_after_the_first_command(tmp_path: Path) -> None:
     names = [f"{number}.png" for number in range(4)]
     _image_folder(tmp_path / "files", names)

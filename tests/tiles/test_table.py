@@ -73,6 +73,16 @@ def test_a_row_that_names_a_folder_is_an_error(tmp_path: Path) -> None:
         read_tiles(config(write_table(tmp_path / "t.csv", table), unreadable="quarantine"))
 
 
+def test_the_error_for_a_column_id_of_patients_names_the_way_out(tmp_path: Path) -> None:
+    table = [{"id": row["group"], **row} for row in rows(tmp_path)]
+    path = write_table(tmp_path / "t.csv", table)
+    with pytest.raises(DataError, match=r"(?s)6 tile ids occur more than once.*--tiles\.columns\.id=path \("):
+        read_tiles(config(path))
+    assert len(read_tiles(config(path, columns={"id": "path"}))) == 12
+    with pytest.raises(DataError, match=r"(?s)more than once.*fix: make the ids unique$"):
+        read_tiles(config(path, columns={"id": "group"}))
+
+
 def test_the_validation_split_keeps_groups_together(tmp_path: Path) -> None:
     tiles = load_tiles(config(write_table(tmp_path / "t.csv", rows(tmp_path)), validation_fraction=0.25), seed=0)
     validation = set(tiles.groups[tiles.splits == "validation"])

@@ -11,6 +11,12 @@ from clipit.api.configuration import Config, as_config
 from clipit.api.entry import public
 from clipit.api.study_result import StudyResult
 
+_SCORES = ["task", "model", "metric", "mean", "low", "high", "random", "n", "reason"]
+_DIFFERENCES = [
+    "task", "model", "reference_task", "reference", "metric", "difference", "low", "high", "seeds_low", "seeds_high",
+    "p", "p_holm", "outcome", "reason",
+]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class AdaptationResult(StudyResult):
@@ -38,7 +44,7 @@ class AdaptationResult(StudyResult):
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Means over seeds, one row per task, model and metric, with the interval over groups (low, high)."""
-        return pd.DataFrame(self.numbers["scores"]).drop(columns="seeds")
+        return pd.DataFrame(self.numbers["scores"], columns=_SCORES)
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -47,7 +53,7 @@ class AdaptationResult(StudyResult):
         Columns: difference (mean over seeds) with its bootstrap interval over groups (low, high), its t-interval over
         seeds (seeds_low, seeds_high), p and p_holm, and the outcome: better, worse, open or undecided.
         """
-        return pd.DataFrame(self.numbers["contrasts"]).drop(columns="seeds")
+        return pd.DataFrame(self.numbers["contrasts"], columns=_DIFFERENCES)
 
     @cached_property
     def rows(self) -> pd.DataFrame:

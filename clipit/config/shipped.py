@@ -44,7 +44,8 @@ def config_file(text: str) -> Path:
     path = option_path(text, read_once=True)
     shipped = shipped_folder() / f"{text}.yaml"
     is_name = re.fullmatch(r"\w+(/\w+)?", text) is not None
-    return shipped if is_name and not path.exists() and shipped.is_file() else path
+    taken = path.exists() and not path.is_dir()  # a folder may have the name of a shipped file, such as `demo`
+    return shipped if is_name and not taken and shipped.is_file() else path
 
 
 def _summary(text: str) -> str:

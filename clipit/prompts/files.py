@@ -29,6 +29,8 @@ def find(name_or_path: str | Path, folder: str) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
+    if str(name_or_path) in packaged(folder):  # even if a folder has this name, such as that of a data set
+        return _FOLDER / folder / f"{name_or_path}.yaml"
     if path.is_dir():
         names = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
         raise DataError(
@@ -36,8 +38,6 @@ def find(name_or_path: str | Path, folder: str) -> Path:
             where=path,
             fix=f"name one of its files: {shortlist(names)}" if names else "name a YAML or JSON file",
         )
-    if str(name_or_path) in packaged(folder):
-        return _FOLDER / folder / f"{name_or_path}.yaml"
     raise unknown_prompts(name_or_path, folder, path.absolute())
 
 

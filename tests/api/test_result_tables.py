@@ -7,6 +7,8 @@ import pytest
 
 from clipit.api.mil import MilResult
 from clipit.api.slides import SlideCompareResult, SlidesResult
+from clipit.api.vlm_adaptation import AdaptationResult
+from clipit.output_files.artifacts import write_json
 
 NAMES = ["007", "NA", "None", "1e5"]
 
@@ -38,3 +40,10 @@ def test_names_in_mil_results_are_strings(column: str, tmp_path: Path) -> None:
     scores = MilResult(tmp_path).scores
     assert scores[column].tolist() == NAMES
     assert scores["seed"].sum() == 2 and scores["score_a"].sum() == 1.75
+
+
+def test_an_adaptation_without_scores_has_empty_tables(tmp_path: Path) -> None:
+    write_json(tmp_path / "adapt.json", {"verdict": "No verdict", "scores": [], "contrasts": []})
+    result = AdaptationResult(tmp_path)
+    assert result.scores.query("task == 'zero-shot' and metric == 'auroc'")["mean"].tolist() == []
+    assert result.table.query("task == 'zero-shot'")[["model", "reference", "difference", "outcome"]].empty

@@ -181,6 +181,8 @@ def test_config_takes_a_file_or_a_shipped_name(tmp_path: Path, monkeypatch: pyte
     assert config_file("demo") == Path("demo")
     assert read_file_command("", (), ["--config", "demo"])[0].run.name == "mine"
     Path("demo").unlink()
+    Path("demo").mkdir()  # a folder does not hide the shipped file
+    assert config_file("demo") == shipped_folder() / "demo.yaml" and config_file("demo/") == Path("demo")
     assert read_file_command("", (), [], default_config="demo")[0].run.name == "demo"
     with pytest.raises(ConfigError, match="no such"):
         read_file_command("", (), ["--config", "nothing"])

@@ -39,6 +39,18 @@ def load_error(path: Path) -> str:
     return str(caught.value)
 
 
+def test_a_folder_does_not_hide_a_packaged_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("crc", "morphology"):
+        (tmp_path / name).mkdir()
+    assert load_prompts("crc").name == "crc" and load_prompt_bag("morphology").texts
+    with pytest.raises(DataError, match="a folder, not a prompt file"):
+        load_prompts("./crc")
+    (tmp_path / "crc").rmdir()
+    write(tmp_path, GOOD).rename("crc")
+    assert load_prompts("crc").name == "two"
+
+
 def test_every_name_is_inserted_into_every_template(tmp_path: Path) -> None:
     prompts = load_prompts(write(tmp_path, GOOD))
     assert prompts.texts("a") == [

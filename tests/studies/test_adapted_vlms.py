@@ -245,6 +245,8 @@ def test_differences_are_paired_within_and_between_tasks(
     adapted: tuple[ConfigFile, AdaptationResult],
 ) -> None:
     table, scores = adapted[1].table, adapted[1].scores
+    for frame, key in ((scores, "scores"), (table, "contrasts")):
+        assert [*frame.columns] == [name for name in adapted[1].numbers[key][0] if name != "seeds"]
     line = table.query(
         "task == 'zero-shot' and metric == 'auroc' and model == 'text' and reference == 'shuffled_text'"
     ).iloc[0]

@@ -145,7 +145,7 @@ def predict(
         ModelError: The classifier cannot be loaded, or does not support zero-shot classification.
     """
     from clipit.runs.prediction_files import PredictionPaths
-    from clipit.runs.prediction_inputs import open_inputs, read_prompts
+    from clipit.runs.prediction_inputs import check_vlm_use, open_inputs, read_prompts
     from clipit.tiles.slide_source import is_slide_input
 
     listed = [inputs] if isinstance(inputs, str | Path) else list(inputs)
@@ -163,6 +163,7 @@ def predict(
         source = open_inputs(input_paths, folder, path_column, id_column)
     name = None if prompts is None else str(prompts)
     prompt_set = read_prompts(name, classes) or name
+    check_vlm_use(vlm, prompt_set)
 
     # Import torch here, so that errors in the inputs are reported without delay.
     from clipit.runs.predict_images import predict_images

@@ -93,11 +93,12 @@ def open_scorer(
     """Load the model that scores tiles, after checking the options.
 
     Raises:
-        ConfigError: There is neither a classifier nor a VLM with prompts, or both `prompts` and `classes` are given.
+        ConfigError: There is neither a classifier nor a VLM with prompts, both `prompts` and `classes` are given, or a
+            classifier is given with a VLM but without prompts.
         DataError: The prompt set does not exist, or its file is invalid.
     """
     from clipit.prompts.files import unknown_prompts
-    from clipit.runs.prediction_inputs import read_prompts
+    from clipit.runs.prediction_inputs import check_vlm_use, read_prompts
 
     if prompts is not None and classes is not None:
         raise ConfigError("both prompts and classes are given", fix="use --prompts or --classes")
@@ -108,6 +109,7 @@ def open_scorer(
             "no scoring model is given",
             fix="pass a classifier (--classifier outputs/run), or a VLM and prompts (--vlm NAME --prompts NAME)",
         )
+    check_vlm_use(vlm, prompt_set)
     if classifier is None and isinstance(prompt_set, str):
         raise unknown_prompts(prompt_set, "sets", "--prompts")
     from clipit.distributed import get_processes

@@ -104,6 +104,20 @@ def _reject_slides(path: Path, listed: ImageSet) -> ImageSet:
     return listed
 
 
+def check_vlm_use(vlm: object, prompts: object) -> None:
+    """Check that a VLM is given only together with prompts or classes, because it encodes nothing else.
+
+    Raises:
+        ConfigError: There is a VLM, but no prompts.
+    """
+    if vlm is not None and prompts is None:
+        raise ConfigError(
+            "a VLM is given, but neither prompts nor classes, so the classifier would not use it",
+            where="--vlm",
+            fix="add --prompts or --classes, or remove --vlm",
+        )
+
+
 def read_prompts(prompts: str | None, classes: str | Sequence[str] | None) -> PromptSet | None:
     """Read the classes for zero-shot prediction, before a model is loaded.
 

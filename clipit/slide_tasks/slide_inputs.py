@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clipit.config.data import LabelsConfig, TilesConfig
-from clipit.errors import DataError, counted, shortlist
+from clipit.errors import ConfigError, DataError, counted, shortlist
 from clipit.input_files.nearby_files import similar_names
 from clipit.slides.dicom import one_per_slide
 from clipit.slides.opening import SLIDE_SUFFIXES, import_openslide, slide_names
@@ -29,13 +29,19 @@ def list_inputs(paths: Sequence[Path], mpp: float | None = None, slides: Path | 
         slides: Folder that the files in a table are relative to; None for the folder of the table.
 
     Raises:
-        ConfigError: `mpp` is not a positive number.
+        ConfigError: `mpp` is not a positive number, or `slides` is given without a table.
         DataError: A path does not exist or contains no slides, two slides have the same name, patients differ
             only in spelling, or a package that reads slides is missing.
     """
     import_openslide()
     check_mpp(mpp)
     tables = [path for path in paths if path.suffix.lower() in TABLES and path.is_file()]
+    if slides is not None and not tables:
+        raise ConfigError(
+            "--images is given, but no input is a table",
+            where=shortlist(paths, 3),
+            fix=f"remove the option, or pass a table ({', '.join(TABLES)})",
+        )
     if tables and len(paths) > 1:
         raise DataError(
             f"a slide table cannot be combined with {counted(len(paths) - 1, 'other input')}",

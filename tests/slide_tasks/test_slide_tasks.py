@@ -296,6 +296,10 @@ def test_invalid_options_are_errors_before_a_model_is_loaded(models: Path, slide
         clipit.score_slides(slides, tmp_path)
     with pytest.raises(DataError, match="unknown prompt set 'nothing'"):
         clipit.score_slides(slides, tmp_path, vlm="embedded", prompts="nothing")
+    with pytest.raises(ConfigError, match="a VLM is given, but neither prompts nor classes"):
+        clipit.score_slides(slides, tmp_path, classifier=models / "run", vlm="embedded")
+    with pytest.raises(ConfigError, match="a VLM is given, but neither prompts nor classes"):
+        clipit.predict(models / "run", slides.parent / "s0.tiff", tmp_path / "p.csv", vlm="embedded")
     with pytest.raises(ConfigError, match="the resolution of the model's training tiles is unknown"):
         clipit.score_slides(slides, tmp_path, vlm=str(models / "clip"), classes="a; b")
     with pytest.raises(DataError, match=r"no such slide, folder or table(?s:.*)fix: /.* is empty"):
@@ -532,6 +536,8 @@ def test_inputs_that_are_not_slides_are_errors(slides: Path, tmp_path: Path) -> 
     for mpp in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match=r"micrometres per pixel of a slide must be between 0\.05 and 20"):
             list_inputs([slides], mpp)
+    with pytest.raises(ConfigError, match="--images is given, but no input is a table"):
+        list_inputs([slides.parent], slides=tmp_path)
 
 
 def test_label_and_macro_images_are_never_read(

@@ -15,7 +15,7 @@ _WIDTHS, _HEIGHTS = (322, 256), (323, 278, 257)  # TIFF tags: extents of a tile,
 _CHANNELS, _PLANES, _TABLES = 277, 284, 347  # TIFF tags: samples per pixel, planar configuration, JPEG tables
 _PARTS = ((273, 279), (324, 325))  # TIFF tags: offsets and byte counts of strips, and of tiles
 _BITS, _COLOURS = 258, 262  # TIFF tags: bits per sample, photometric interpretation
-_NONE, _PACKBITS, _JPEG = 1, 32773, 7  # values of TIFF tags: compression
+_NONE, _LZW, _PACKBITS, _JPEG = 1, 5, 32773, 7  # values of TIFF tags: compression
 _SEPARATE, _YCBCR = 2, 6  # values of TIFF tags: channels in separate planes; colours that may be subsampled
 _MAX_PADDING = 1.05  # maximum ratio of the stored bytes to those of uncompressed pixels
 _ABSENT = 2**32  # larger than any extent; stands for a missing tag
@@ -28,7 +28,8 @@ def find_damaged_part(tags: Mapping[int, Any], read: Callable[[int, int], bytes]
     A missing part has the offset 0, as in sparse files, or no offset at all: Pillow would read the start of the file
     instead, or leave the pixels black. Deflate streams contain checksums. JPEG and fax streams do not, but some damage
     is recognised (see `clipit.images.jpeg` and `clipit.images.fax`). Uncompressed and PackBits pixels must have the
-    expected size, because a wrong compression tag would turn other streams into noise.
+    expected size, because a wrong compression tag would turn other streams into noise. LZW streams must not be too
+    long, which is checked only if `imagecodecs` is installed.
 
     Args:
         tags: Values of the page's TIFF tags, as Pillow returns them.
@@ -48,7 +49,8 @@ def find_damaged_part(tags: Mapping[int, Any], read: Callable[[int, int], bytes]
         return ""
     is_deflate = compression in COMPRESSIONS and tags.get(_FILL_ORDER, 1) == 1
     is_packed = compression == _PACKBITS and _is_plain(tags)
-    if not is_deflate and not is_packed and compression != _JPEG and compression not in fax.COMPRESSIONS:
+    is_lzw = compression == _LZW and _is_plain(tags) and tags.get(_FILL_ORDER, 1) == 1
+    if not is_deflate and not is_packed and not is_lzw and compression != _JPEG and compression not in fax.COMPRESSIONS:
         return ""
     for number, (offset, count) in enumerate(_parts(tags)):
         data = read(offset, count) if count else b""  # a part without data is empty
@@ -57,6 +59,8 @@ def find_damaged_part(tags: Mapping[int, Any], read: Callable[[int, int], bytes]
         if is_packed:
             data = data.translate(fax.REVERSED) if tags.get(_FILL_ORDER) == 2 else data
             damage = "" if _unpacked_size(data) == _size(tags, number) else "they do not fill it exactly"
+        elif is_lzw:  # the last strip may be padded
+            damage = "they are too long" if _lzw_size(data) > _size(tags, 0) else ""
         elif compression in fax.COMPRESSIONS:
             damage = _find_fax_damage(tags, data, number)
         else:
@@ -125,6 +129,16 @@ def _unpacked_size(data: bytes) -> int:
         size += 0 if code == 128 or position + copied >= len(data) else copied if code < 128 else 257 - code
         position += 1 if code == 128 else 1 + copied
     return size
+
+
+def _lzw_size(data: bytes) -> int:
+    """Return the number of bytes that an LZW stream stands for; 0 if it cannot be decoded, which libtiff reports."""
+    try:
+        from imagecodecs import lzw_decode
+
+        return len(lzw_decode(data))
+    except (ImportError, RuntimeError, ValueError):  # the package is not installed, or the stream is damaged
+        return 0
 
 
 def _find_fax_damage(tags: Mapping[int, Any], part: bytes, number: int) -> str:

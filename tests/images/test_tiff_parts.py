@@ -52,6 +52,19 @@ def test_valid_uncompressed_files_are_accepted(options: dict[str, Any], tmp_path
         check_bytes(image)
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA"])
+@pytest.mark.parametrize("rows", [16, 24, 64])
+def test_lzw_data_must_not_be_too_long(mode: str, rows: int) -> None:
+    buffer = io.BytesIO()
+    pixels = Image.fromarray(SMOOTH).convert(mode)
+    pixels.save(buffer, "TIFF", compression="tiff_lzw", tiffinfo={278: rows})
+    with Image.open(buffer) as image:
+        check_bytes(image)
+    shorter = with_tag(with_tag(buffer.getvalue(), 257, 8), 278, 8)  # the strip has more rows than the tags say
+    with Image.open(io.BytesIO(shorter)) as image, pytest.raises(ImageError, match="damaged: they are too long"):
+        check_bytes(image)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "I;16"])
 def test_valid_packbits_files_are_accepted(mode: str) -> None:
     buffer = io.BytesIO()

@@ -233,6 +233,16 @@ def test_screening_tiles_are_training_tiles_drawn_by_seed(configure_file: Callab
     assert select_tiles(other.run, other.prompt_study, Workspace(other.run))[1].ids.tolist() != screening.ids.tolist()
 
 
+def test_only_some_modes_need_training_tiles(configure_file: Callable[..., ConfigFile], tmp_path: Path) -> None:
+    keys = {"output": str(tmp_path), "tiles.splits": {"test": ["train", "validation", "test"]}, "reports": None}
+    keys |= {"prompt_study.draws": 7, "evaluation.bootstrap": 20, "tiles.labels": {"kind": "all"}}
+    with pytest.raises(DataError, match=r"(?s)no training tiles to screen prompts on.*prompt_study\.modes="):
+        study(configure_file(keys))
+    folder = study(configure_file(keys, **{"prompt_study.modes": ["single", "ensemble", "sampled"]}))
+    modes = pq.read_table(folder / "prompts.parquet")["mode"].to_pylist()
+    assert {"single", "ensemble", "sampled"} <= set(modes) and "screened" not in modes
+
+
 def test_no_text_is_embedded_twice() -> None:
     encoded: list[str] = []
 

@@ -36,6 +36,7 @@ from clipit.runs.folder import explaining_differences
 from clipit.studies.prompt_wording.prompt_plots import plot_grid, plot_spread
 from clipit.studies.prompt_wording.prompt_sections import PromptDifference, prompt_sections
 from clipit.studies.prompt_wording.zero_shot_models import (
+    SCREENED,
     ZeroShotModel,
     count_truncated_tokens,
     load_student,
@@ -182,7 +183,7 @@ def _mode_rows(task: _Task, options: PromptStudyConfig) -> Iterator[PromptRow]:
             yield task.row("mode", mode, shown, task.score(prompt_modes.single_prompt(texts)))
         elif mode == "ensemble":
             yield task.row("mode", mode, texts.texts, task.score(class_means(texts)))
-        elif mode == "screened":
+        elif mode == SCREENED:
             classifier = prompt_modes.screened_prompts(
                 texts, model.screening, model.screening_splits,
                 share=options.keep, limit=options.candidates, seed=options.seed, logit_scale=model.logit_scale,
@@ -258,7 +259,9 @@ def _write(
         "tiles": test.fingerprint,
         **{name: describe_model(model) for name, model in facts.items()},
         "prompt sets": ", ".join(sorted({f"{row.prompts} ({row.prompts_hash})" for row in rows})),
-        "screening": f"at most {counted(options.screening_tiles, 'training tile')}, without their labels",
+        "screening": f"at most {counted(options.screening_tiles, 'training tile')}, without their labels"
+        if SCREENED in options.modes
+        else "none",
         "seed": options.seed,
         **process,
     }

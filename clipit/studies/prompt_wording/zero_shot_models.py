@@ -23,6 +23,8 @@ from clipit.workspace.workspace import Workspace
 if TYPE_CHECKING:
     from clipit.models.inference import Classifier
 
+SCREENED = "screened"
+"""Mode that averages prompts with confident predictions on unlabelled training tiles."""
 _BATCH = 64
 
 
@@ -50,17 +52,27 @@ class ZeroShotModel:
 def select_tiles(config: RunConfig, options: PromptStudyConfig, workspace: Workspace) -> tuple[TileSet, TileSet]:
     """Return the labelled test tiles, and a random sample of training tiles for screening prompts, each sorted by id.
 
+    The sample is empty if no prompts are screened.
+
     Raises:
-        DataError: No test tile has a label, or there are no training tiles.
+        DataError: No test tile has a label, or there are no training tiles although a mode or centring needs them.
     """
     tiles = workspace.all_tiles
     test, train = tiles.of_split("test"), tiles.of_split("train")
     test = test.select(test.labels >= 0)
-    if not len(test) or not len(train):
-        problem = "no labelled test tiles" if not len(test) else "no training tiles to screen prompts on"
-        raise DataError(problem, where=config.tiles.path, fix="add tiles to the train and test splits")
+    if not len(test):
+        raise DataError("no labelled test tiles", where=config.tiles.path, fix="label tiles of the test split")
+    is_screened = SCREENED in options.modes
+    if not len(train) and (is_screened or options.centred):
+        other = "prompt_study.modes='[single, ensemble, sampled]'" if is_screened else "prompt_study.centred=false"
+        raise DataError(
+            f"no training tiles to {'screen prompts' if is_screened else 'centre embeddings'} on",
+            where=config.tiles.path,
+            fix=f"add tiles to the train split, or set --{other}",
+        )
     test, train = test.select(np.argsort(test.ids)), train.select(np.argsort(train.ids))
-    sample = np.random.default_rng(options.seed).permutation(len(train))[: options.screening_tiles]
+    limit = options.screening_tiles if is_screened else 0
+    sample = np.random.default_rng(options.seed).permutation(len(train))[:limit]
     return test, train.select(np.sort(sample))
 
 
@@ -71,9 +83,7 @@ def load_vlm_models(workspace: Workspace, test: TileSet, screening: TileSet, *, 
         centre: Whether to add the second model; it is not added if pairing does not use centring.
     """
     encode = memoise(workspace.encode)
-    test_store, train_store = workspace.tile_store("test"), workspace.tile_store("train")
-    test_vectors = test_store.rows(test_store.positions(test.ids))
-    train_vectors = train_store.rows(train_store.positions(screening.ids))
+    test_vectors, train_vectors = _embeddings(workspace, test, "test"), _embeddings(workspace, screening, "train")
     scale, facts = workspace.vlm.logit_scale, vlm_facts(workspace)
     models = [ZeroShotModel("VLM", test_vectors, train_vectors, screening.splits, encode, scale, facts)]
     text_mean, tile_mean = (workspace.text_mean, workspace.tile_mean) if centre else (None, None)
@@ -87,6 +97,14 @@ def load_vlm_models(workspace: Workspace, test: TileSet, screening: TileSet, *, 
         splits = screening.splits
         models.append(ZeroShotModel("VLM, centred", test_vectors, train_vectors, splits, encode_centred, scale, facts))
     return models
+
+
+def _embeddings(workspace: Workspace, tiles: TileSet, split: str) -> Float32[np.ndarray, "n D"]:
+    """Return the VLM's embeddings of some tiles of a split; for no tiles, the split is not embedded."""
+    if not len(tiles):
+        return np.zeros((0, workspace.vlm.joint_dim), dtype=np.float32)
+    store = workspace.tile_store(split)
+    return store.rows(store.positions(tiles.ids))
 
 
 def load_student(run: Path, workspace: Workspace, test: TileSet, screening: TileSet) -> ZeroShotModel:
@@ -130,10 +148,11 @@ def load_student(run: Path, workspace: Workspace, test: TileSet, screening: Tile
         "preprocess": preprocess.hash,
         "pixels": preprocess.size,
     }
+    projected = _project(classifier, test, "student: test tiles")
     return ZeroShotModel(
         name=f"student {run.name}",
-        test=_project(classifier, test, "student: test tiles"),
-        screening=_project(classifier, screening, "student: training tiles"),
+        test=projected,
+        screening=_project(classifier, screening, "student: training tiles") if len(screening) else projected[:0],
         screening_splits=screening.splits,
         encode=encode_for_student,
         logit_scale=float(vlm["logit_scale"]),

@@ -61,7 +61,7 @@ class ClipitError(Exception):
     def __init__(self, what: str, *, where: object = None, fix: str = "") -> None:
         """Compose the message: what is wrong, where (file, row, key), and what to do."""
         super().__init__(explain(what, where=where, fix=fix))
-        self.what, self.fix = what, fix
+        self.what, self.where, self.fix = what, where, fix
 
 
 class ConfigError(ClipitError):

@@ -100,6 +100,11 @@ def describe_faults(texts: Sequence[str]) -> list[str]:
     return [fault for check in checks if (fault := check(texts))]
 
 
+def find_misread(texts: Sequence[str]) -> list[str]:
+    """List the characters in texts that are UTF-8 misread as a different encoding."""
+    return list(dict.fromkeys(match.group() for text in texts if (match := _MISREAD.search(text))))
+
+
 def describe_misread(texts: Sequence[str]) -> str:
     """State how many texts contain UTF-8 that was misread as a different encoding; "" if none do."""
     return _describe_matches(

@@ -1,9 +1,11 @@
 """Organ, group, label and date of reports from a separate table, joined by report or by patient."""
 
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,12 +17,14 @@ from clipit.input_files.mangled_names import check_mangled
 from clipit.input_files.nearby_files import similar_names
 from clipit.input_files.spelling import check_column_spelling
 from clipit.patients import leading_patient
+from clipit.reports.encodings import find_misread
 from clipit.reports.report_tables import OptionalColumn, read_side_table
 from clipit.reports.textfiles import RawReport
 
 _FIELDS = ("organ", "group", "label", "date")
 _TCGA_MISSING = frozenset({"[Not Available]", "[Not Applicable]", "[Not Evaluated]", "[Unknown]", "[Discrepancy]"})
 """Markers of missing values in TCGA's clinical tables."""
+_SAVE = "save it as .xlsx, or as UTF-8 with a byte order mark (in Excel: CSV UTF-8), whatever reports.encoding is"
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,29 @@ class Metadata:
         columns = {f"{field}_column": getattr(config, f"{field}_column") for field in self.fields}
         return config.model_copy(update={key: OptionalColumn(name) for key, name in columns.items() if name})
 
-    def add(self, reports: Sequence[RawReport], notes: list[str], problems: list[str]) -> list[RawReport]:
+    def add(
+        self,
+        reports: Sequence[RawReport],
+        config: ReportsConfig,
+        format_name: str,
+        notes: list[str],
+        problems: list[str],
+    ) -> list[RawReport]:
         """Add the fields to the reports; a report keeps its own value where the table has none.
 
         The number of reports with a row is added to `notes`; unmatched reports and rows, and values that differ from
         those of the table, are counted in `problems`.
+
+        Args:
+            reports: Reports with ids.
+            format_name: Format of the reports.
 
         Raises:
             DataError: No report has a row; the message lists examples of the ids of reports and rows.
         """
         problems += self.notes
         patients = [_patient(report) for report in reports]
-        keys = self._report_keys(reports) if self.by_report else [key or "" for key in without_decimals(patients)]
+        keys = self._report_keys(reports) if self.by_report else self._patient_keys(patients)
         matched = [key in self.rows for key in keys]
         if not any(matched):
             kind = "id" if self.by_report else "group"
@@ -66,9 +81,7 @@ class Metadata:
                 f"no report has a row; the report {kind}s are {shortlist(known, 3) or 'unknown'}, "
                 f"but the column {self.column} contains {shortlist(list(self.rows), 3)}",
                 where=self.path,
-                fix=f"write the report {kind}s into the column {self.column}"
-                if known
-                else f"set reports.{kind}_column to the column of the reports that contains their {kind}s",
+                fix=self._identification(config, format_name, has_groups=bool(known)),
             )
         unit = "report" if self.by_report else "patient"
         notes.append(
@@ -103,16 +116,58 @@ class Metadata:
             problems.append(f"{self.path}: {reports_with} a different {field}, which is replaced ({listed})")
         return added
 
+    def _identification(self, config: ReportsConfig, format_name: str, *, has_groups: bool) -> str:
+        """Return advice if no report has a row."""
+        kind = "id" if self.by_report else "group"
+        write = f"write the report {kind}s into the column {self.column}"
+        is_table = format_name not in ("lines", "texts", "tcga")
+        has_ids = config.id_column is not None if is_table else format_name != "lines"
+        if has_ids if self.by_report else has_groups:
+            return write
+        if is_table:
+            return f"set reports.{kind}_column to the column of the reports that contains their {kind}s"
+        fix = f"save the reports as a table, such as csv, and set reports.{kind}_column to a column with their {kind}s"
+        return f"{fix}; or {write}" if self.by_report else fix
+
     def _report_keys(self, reports: Sequence[RawReport]) -> list[str]:
-        """Return the key of each report: its id, or its file name if that is unique; the suffix .txt is optional."""
+        """Return the key of each report: its id, or its file name if that is unique; the suffix .txt is optional.
+
+        Ids that occur in no row are also compared as file names: without regard to composed and decomposed (macOS)
+        characters, backslashes and the case of the suffix.
+        """
         names = Counter(PurePosixPath(report.report_id or "").name for report in reports)
+        row_of = _unique_forms(self.rows, _file_form)
         keys = []
         for report in reports:
             report_id = report.report_id or ""
             name = PurePosixPath(report_id).name
-            spellings = [report_id, f"{report_id}.txt", *([name, f"{name}.txt"] if names[name] == 1 else [])]
+            own = (report_id, name) if names[name] == 1 else (report_id,)
+            spellings = [spelling for each in own for spelling in (each, f"{each}.txt")]
+            spellings += [row_of[form] for form in map(_file_form, own) if form in row_of]
             keys.append(next((spelling for spelling in spellings if spelling in self.rows), report_id))
         return keys
+
+    def _patient_keys(self, patients: Sequence[str]) -> list[str]:
+        """Return the key of each report: its patient, in composed or decomposed characters."""
+        row_of = _unique_forms(self.rows, _composed)
+        keys = [key or "" for key in without_decimals(patients)]
+        return [key if key in self.rows else row_of.get(_composed(key), key) for key in keys]
+
+
+_composed = partial(unicodedata.normalize, "NFC")
+
+
+def _file_form(name: str) -> str:
+    name = _composed(name.replace("\\", "/"))
+    return name[:-4] if name.lower().endswith(".txt") else name
+
+
+def _unique_forms(names: Iterable[str], form: Callable[[str], str]) -> dict[str, str]:
+    """Map the normal form of each name to the name, without the forms that several names share."""
+    names_of: dict[str, list[str]] = {}
+    for name in names:
+        names_of.setdefault(form(name), []).append(name)
+    return {key: each[0] for key, each in names_of.items() if len(each) == 1}
 
 
 def read_metadata(config: ReportsConfig) -> Metadata | None:
@@ -129,7 +184,7 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
     path = Path(config.metadata)
     if not path.is_file():
         raise DataError(f"no such file; {similar_names(config.metadata)}", where=path, fix="correct reports.metadata")
-    table = read_side_table(path, config.encoding, config.metadata_sheet, "reports.metadata_sheet")
+    table = _read_rows(path, config)
     _check_spelling(table, config, path)
     column, by_report = _key_column(table, config, path)
     columns = {field: getattr(config, f"{field}_column") for field in _FIELDS}
@@ -163,7 +218,19 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
                 if by_report
                 else "write one row per patient, or set reports.metadata_id_column to the column with report ids",
             )
-    return Metadata(path, column, by_report, rows, fields, table.notes)
+    misread = find_misread([value for row in rows.values() for value in row.values() if value])
+    note = f"{path}: misread characters, such as {shortlist(misread, 3)}; if this table is UTF-8 text, {_SAVE}"
+    return Metadata(path, column, by_report, rows, fields, (*table.notes, note) if misread else table.notes)
+
+
+def _read_rows(path: Path, config: ReportsConfig) -> CsvTable:
+    try:
+        return read_side_table(path, config.encoding, config.metadata_sheet, "reports.metadata_sheet")
+    except DataError as error:
+        if "reports.encoding" not in error.fix:
+            raise
+        fix = f"{_SAVE}; or, if the reports have the same encoding as this table, {error.fix}"
+        raise DataError(error.what, where=error.where, fix=fix) from error
 
 
 def _check_spelling(table: CsvTable, config: ReportsConfig, path: Path) -> None:

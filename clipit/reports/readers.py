@@ -13,7 +13,6 @@ from clipit.config.run import ReportsConfig
 from clipit.config.shipped import data_card
 from clipit.errors import ConfigError, DataError, counted, is_limit, printable, shortlist
 from clipit.input_files.data_files import (
-    MISSING_VALUES,
     NO_CLASSES,
     hub_id,
     is_saved_dataset,
@@ -29,6 +28,7 @@ from clipit.input_files.zip_files import check_uncompressed
 from clipit.reports.barcodes import add_patients
 from clipit.reports.encodings import CONVERT, DOCUMENTS, JSON, POINTER, describe_faults, document_kind
 from clipit.reports.metadata import Metadata, check_dates, read_metadata
+from clipit.reports.report_ids import is_empty, name_reports
 from clipit.reports.report_tables import TABLE_FORMATS, read_huggingface_reports, read_table_file
 from clipit.reports.symbol_fonts import translate_symbols
 from clipit.reports.tcga import read_tcga
@@ -106,9 +106,10 @@ def read_reports(config: ReportsConfig) -> Reports:
         raw_reports: Iterable[RawReport] = _read_source(source_config, format_name, path, problems)
         if config.tcga_barcodes and format_name != "tcga":
             raw_reports = add_patients(raw_reports, source_config, notes, problems)
+        raw_reports = name_reports(raw_reports)
         if metadata is not None:
-            raw_reports = metadata.add([*raw_reports], notes, problems)
-        reports, empty = _assign_ids(raw_reports, problems, from_files=format_name in ("texts", "tcga"))
+            raw_reports = metadata.add([*raw_reports], config, format_name, notes, problems)
+        reports, empty = _select_reports(raw_reports, problems, from_files=format_name in ("texts", "tcga"))
     except PermissionError:
         raise
     except OSError as error:
@@ -251,8 +252,10 @@ def _read_source(config: ReportsConfig, format_name: str, path: Path, problems: 
             return read_table_file(path, config, format_name, problems)
 
 
-def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str], *, from_files: bool) -> tuple[list[Report], int]:
-    """Assign ids and drop empty reports; return the remaining reports and the number of empty reports.
+def _select_reports(
+    raw_reports: Iterable[RawReport], problems: list[str], *, from_files: bool
+) -> tuple[list[Report], int]:
+    """Check ids and drop empty reports; return the remaining reports and the number of empty reports.
 
     Reports with null characters are listed in `problems`.
 
@@ -264,7 +267,6 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str], *, from_f
     """
     reports: list[Report] = []
     locations: dict[str, str] = {}
-    repeats: Counter[str] = Counter()
     empty = 0
     for raw in raw_reports:
         if nulls := raw.text.count("\0"):
@@ -273,7 +275,7 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str], *, from_f
                 "incomplete copy leaves in place of text; compare the file with its original"
             )
         text = translate_symbols(raw.text)
-        if not any(char.isalnum() for char in text) or text.strip() in MISSING_VALUES:
+        if raw.report_id is None or is_empty(text):
             empty += 1
             problems.append(f"{raw.where}: empty report")
             continue
@@ -286,10 +288,6 @@ def _assign_ids(raw_reports: Iterable[RawReport], problems: list[str], *, from_f
                 else (PULL if document == POINTER else CONVERT),
             )
         name = raw.report_id
-        if name is None:
-            content = hashlib.sha256(raw.text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-            repeats[content] += 1
-            name = content if repeats[content] == 1 else f"{content}-{repeats[content]}"
         if name in locations:
             raise DataError(
                 f"two reports have the id {name!r}",

@@ -100,11 +100,68 @@ def test_reports_without_ids_cannot_be_joined_by_id(tmp_path: Path) -> None:
     path.write_text("report_id,text\na,A tumour.\n", encoding="utf-8")
     metadata = table(tmp_path / "m.csv", "report,status", "a,wild")
     config = ReportsConfig(path=str(path), metadata=metadata, metadata_id_column="report", label_column="status")
-    message = r"(?s)the report ids are unknown, but the column report contains a.*set reports\.id_column"
+    message = r"(?s)the report ids are \w{12}, but the column report contains a.*set reports\.id_column"
     with pytest.raises(DataError, match=message):
         read_reports(config)
     (report,) = read_reports(config.model_copy(update={"id_column": "report_id"})).reports
     assert report.label == "wild"
+
+
+def test_ids_that_clipit_gave_to_reports_can_be_joined(tmp_path: Path) -> None:
+    path = tmp_path / "r.txt"
+    path.write_text("A polyp.\n---\nA polyp.\nA tumour.\n", encoding="utf-8")
+    ids = [report.report_id for report in read_reports(ReportsConfig(path=str(path))).reports]
+    metadata = table(tmp_path / "m.csv", "report_id,status", *(f"{name},s{row}" for row, name in enumerate(ids)))
+    config = ReportsConfig(path=str(path), metadata=metadata, label_column="status")
+    assert [(each.report_id, each.label) for each in read_reports(config).reports] == [
+        (ids[0], "s0"), (f"{ids[0]}-2", "s1"), (ids[2], "s2")
+    ]  # fmt: skip
+    for lines, kind in ((("report_id,status", "7,x"), "id"), (("group,status", "P1,x"), "group")):
+        config = config.model_copy(update={"metadata": table(tmp_path / "m.csv", *lines)})
+        with pytest.raises(
+            DataError, match=rf"save the reports as a table, such as csv, and set reports\.{kind}_column"
+        ):
+            read_reports(config)
+
+
+def test_ids_are_compared_as_file_names(tmp_path: Path) -> None:
+    folder = texts(tmp_path / "texts", "Gru\u0308n", "b")
+    (folder / "c.TXT").write_text("A tumour.", encoding="utf-8")
+    (folder / "north").mkdir()
+    (folder / "north/d.txt").write_text("A polyp.", encoding="utf-8")
+    rows = ["Gr\u00fcn,1", "b,2", "c.Txt,3", "north\\d.txt,4"]
+    metadata = table(tmp_path / "m.csv", "report_id,status", *rows)
+    reports = read_reports(ReportsConfig(path=str(folder), metadata=metadata, label_column="status"))
+    assert [report.label for report in reports.reports] == ["1", "2", "3", "4"]
+    metadata = table(tmp_path / "m.csv", "report_id,status", *rows, "c.txT,5")  # two rows for one file
+    reports = read_reports(ReportsConfig(path=str(folder), metadata=metadata, label_column="status"))
+    assert [report.label for report in reports.reports] == ["1", "2", None, "4"]
+
+
+def test_patients_are_compared_in_composed_characters(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("text,patient\nA tumour.,Gru\u0308n\n", encoding="utf-8")
+    metadata = table(tmp_path / "m.csv", "group,status", "Gr\u00fcn,wild")
+    config = ReportsConfig(path=str(path), group_column="patient", metadata=metadata, label_column="status")
+    assert [report.label for report in read_reports(config).reports] == ["wild"]
+
+
+def test_a_metadata_table_in_another_encoding_than_the_reports_is_named(tmp_path: Path) -> None:
+    folder = texts(tmp_path / "texts", "a", "b")
+    metadata = tmp_path / "m.csv"
+    keys = {"path": str(folder), "metadata": str(metadata), "organ_column": "organ"}
+    metadata.write_text("report_id,organ\na,L\u00f8ver\nb,\n", encoding="utf-8")
+    (problem,) = read_reports(ReportsConfig(**keys, encoding="cp1252")).problems
+    assert "m.csv: misread characters, such as \u00c3\u00b8; if this table is UTF-8" in problem
+    metadata.write_text("report_id,organ\na,L\u00f8ver\nb,\n", encoding="utf-8-sig")
+    reports = read_reports(ReportsConfig(**keys, encoding="cp1252"))
+    assert reports.reports[0].organ == "L\u00f8ver" and not reports.problems
+    metadata.write_text("report_id,organ\na,L\u00f8ver\nb,\n", encoding="cp1252")
+    with pytest.raises(
+        DataError, match=r"(?s)m\.csv, line 2.*fix: save it as \.xlsx, or as UTF-8.*same encoding as this"
+    ):
+        read_reports(ReportsConfig(**keys))
+    assert read_reports(ReportsConfig(**keys, encoding="cp1252")).reports[0].organ == "L\u00f8ver"
 
 
 def test_metadata_id_column_and_file_names_without_folder(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from clipit.config.argument_types import as_plain, type_name
 from clipit.config.file import ConfigFile
 from clipit.config.load import (
+    dotted,
     fill_tiles,
     merge,
     nested,
@@ -31,7 +32,7 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
 
     Any key in docs/configuration.md can be changed, either by its dotted name in `overrides` or with a keyword argument
     named after the top-level key or section, such as `seed=1` or `lora={"rank": 16}`. As on the command line, changed
-    keys take precedence over the arm's keys.
+    keys take precedence over the arm's keys. Keys of `arms` take precedence over changes by earlier calls.
 
     Example:
         >>> config = clipit.load_config("own_table", {"tiles.path": "tiles.csv", "training.steps": 200}, seed=1)
@@ -62,6 +63,7 @@ def load_config(config: Config, overrides: Mapping[str, Any] | None = None, **ke
     changes = as_values(nested({**keys, **(overrides or {})}))
     if isinstance(config, ConfigFile):
         values, where = _values(config), "this configuration"
+        values["overrides"] = _without_keys_of_arms(values["overrides"], changes.get("arms"))
     else:
         path = _path(config)
         values, where = read_yaml(path), str(path)
@@ -120,6 +122,13 @@ def _values(config: ConfigFile) -> dict[str, Any]:
     """Return the values of a configuration as they would be in a file, with the keys of the run at the top level."""
     values = config.model_dump(mode="json")
     return merge(values.pop("run"), values)
+
+
+def _without_keys_of_arms(earlier: list[str], arms: object) -> list[str]:
+    """Remove the keys that new arms set from the keys changed by earlier calls, which would replace those of the arms."""
+    recipes = [keys for keys in arms.values() if isinstance(keys, Mapping)] if isinstance(arms, Mapping) else []
+    set_by_arms = {key for keys in recipes for key in dotted(nested({str(key): keys[key] for key in keys}))}
+    return [key for key in earlier if key not in set_by_arms]
 
 
 def as_values(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from clipit.cli.train import main as train_command
 from clipit.config.command_line import read_file_command
 from clipit.errors import ConfigError, DataError
 from clipit.progress import show_messages
+from clipit.training.arms import resolve_arm
 from clipit.workspace.workspace import Workspace
 
 FUNCTIONS = (
@@ -65,6 +66,18 @@ def test_python_configuration_equals_command_line_configuration(tmp_path: Path) 
     assert clipit.load_config(config) == config
     assert clipit.load_config("demo", {"tiles.classes": np.array(["b", "a"])}).run.tiles.classes == ("b", "a")
     assert clipit.load_config(config, arm="image_only").run.arm == "image_only"
+
+
+def test_keys_of_arms_replace_those_changed_by_earlier_calls_only() -> None:
+    first = clipit.load_config("demo", {"training.learning_rate": 0.01, "training.steps": 7, "lora": {"rank": 3}})
+    chosen = {"image_only": {"base": "image_only", "training.learning_rate": 0.002, "lora": {"rank": 5}}}
+    resolved = resolve_arm(clipit.load_config(first, arms=chosen, arm="image_only").run)
+    assert (resolved.training.learning_rate, resolved.training.steps, resolved.lora.rank) == (0.002, 7, 5)
+    stated = clipit.load_config(first, {"training.learning_rate": 0.03}, arms=chosen, arm="image_only").run
+    assert (resolve_arm(stated).training.learning_rate, resolve_arm(stated).lora.rank) == (0.03, 5)
+    for wrong in ({"image_only": {1: 2}}, {"image_only": None}, ["image_only"]):
+        with pytest.raises(ConfigError):
+            resolve_arm(clipit.load_config(first, arms=wrong, arm="image_only").run)
 
 
 def test_invalid_configuration_raises_an_error_with_all_problems() -> None:

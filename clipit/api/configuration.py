@@ -125,9 +125,9 @@ def _values(config: ConfigFile) -> dict[str, Any]:
 
 
 def _without_keys_of_arms(earlier: list[str], arms: object) -> list[str]:
-    """Remove the keys that new arms set from the keys changed by earlier calls, which would replace those of the arms."""
+    """Remove the keys that new arms set from those changed by earlier calls, which would replace those of the arms."""
     recipes = [keys for keys in arms.values() if isinstance(keys, Mapping)] if isinstance(arms, Mapping) else []
-    set_by_arms = {key for keys in recipes for key in dotted(nested({str(key): keys[key] for key in keys}))}
+    set_by_arms = {key for keys in recipes for key in dotted(nested(keys))}
     return [key for key in earlier if key not in set_by_arms]
 
 

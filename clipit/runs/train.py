@@ -27,6 +27,7 @@ from clipit.runs.folder import (
     find_equal_run,
     find_missing_output,
     is_trained,
+    read_training,
     resolve_run_precision,
     run_folder,
     run_lock,
@@ -129,7 +130,9 @@ def _train_and_evaluate(
     student, backbone = _build_student(config, workspace, tiles)
     fingerprint = run_fingerprint(config, workspace, backbone.fingerprint)
     equal = processes.broadcast(find_equal_run(folder, fingerprint, equal_runs) if processes.main else None)
-    own_facts = {} if equal is None else _facts(config, workspace, tiles, backbone)
+    own_facts: dict[str, Any] = {}
+    if equal is not None:
+        own_facts = _facts(config, workspace, tiles, backbone, read_training(equal).get("score"))
     if processes.main:
         if equal is not None:
             copy_run(equal, folder, config, own_facts)
@@ -151,7 +154,7 @@ def _train_and_evaluate(
         _check_weights(student, processes)
         steps = result.steps
         # All processes compute the exported parts together; the main process writes them.
-        facts = _facts(config, workspace, tiles, backbone)
+        facts = _facts(config, workspace, tiles, backbone, result.score)
         sections = facts.get("sections", {}) | term_facts.pop("sections", {})
         facts |= term_facts | ({"sections": sections} if sections else {})
         text = _text_side(config, workspace)
@@ -335,8 +338,10 @@ def _tile_pixels(workspace: Workspace) -> int | None:
     return edges.pop() if len(edges) == 1 else None
 
 
-def _facts(config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "Backbone") -> dict[str, Any]:
-    """Collect the provenance that training.json and all scores record."""
+def _facts(
+    config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "Backbone", score: float | None
+) -> dict[str, Any]:
+    """Collect the provenance that training.json and all scores record; `score` is that of the selected step."""
     train, validation = tiles.of_split("train"), tiles.of_split("validation")
     crop = crop_warning(tile_sizes(workspace.tiles_as_read, workspace.cached)) if backbone.preprocess.crops else None
     facts: dict[str, Any] = {
@@ -353,7 +358,7 @@ def _facts(config: RunConfig, workspace: Workspace, tiles: TileSet, backbone: "B
     }
     if uses_vlm(config):
         facts |= {"vlm": workspace.vlm.name, "vlm_fingerprint": workspace.vlm.fingerprint}
-    facts["terms"] = describe_terms(config)
+    facts["terms"] = describe_terms(config, validated=score is not None)
     if uses_reports(config):
         facts |= {"index": workspace.index.artifact.fingerprint, "pairs": workspace.pairs.artifact.fingerprint}
         facts |= {key: workspace.snippets.manifest.facts[key] for key in ("reports", "snippets")}

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from clipit.config.run import RunConfig
-from clipit.evaluation.metrics import compute_metrics
+from clipit.evaluation.metrics import compute_metrics, explain_undefined
 from clipit.evaluation.predictions import softmax
 from clipit.tiles.tileset import TileSet
 from clipit.training.terms.term import Probabilities, Term
@@ -45,6 +45,10 @@ def make_monitor(config: RunConfig, validation: TileSet, terms: Sequence[Term[An
         value: float | None = compute_metrics(validation.labels, softmax(logits))[metric]
         return value
 
+    if score(np.zeros((len(validation), len(validation.classes)), dtype=np.float32)) is None:
+        reason = explain_undefined(metric, validation.labels, validation.classes, unit="validation tile")
+        logger.info(f"note: {metric} is undefined ({reason}); the last step's weights are used")
+        return None
     return score
 
 

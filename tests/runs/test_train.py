@@ -271,6 +271,26 @@ def test_without_validation_labels_the_last_step_is_exported_with_a_note(configu
     outcome = json.loads((folder / "training.json").read_text())
     assert (outcome["chosen_step"], outcome["score"]) == (3, None)
     assert any("no validation tile has a label" in line for line in log_lines)
+    stated = "Last step, because balanced accuracy is undefined on the validation split"
+    assert stated in outcome["terms"] and stated in (folder / "summary.md").read_text()
+
+
+def test_an_undefined_monitor_selects_the_last_step_with_a_note(configure: MakeConfig, tmp_path: Path) -> None:
+    source = Path(configure().tiles.path)
+    rows = [line.split(",") for line in source.read_text().splitlines()]
+    column = rows[0].index("label")
+    for row in rows[1:]:
+        if "validation" in row:
+            row[column] = "stroma"
+    table = tmp_path / "tiles.csv"
+    table.write_text("\n".join(map(",".join, rows)) + "\n")
+    keys = {"training.steps": 3, "training.evaluate_every": 1, "training.patience": 1, "training.monitor": "auroc"}
+    keys |= {"tiles.path": str(table), "tiles.images": str(source.parent), "arm": "image_only"}
+    log_lines = capture_log()
+    outcome = json.loads((train_run(configure(keys, name="undefined")) / "training.json").read_text())
+    assert (outcome["chosen_step"], outcome["score"], outcome["stopped_early"]) == (3, None, False)
+    assert "Last step, because auroc is undefined on the validation split" in outcome["terms"]
+    assert any("auroc is undefined (no validation tile of class gland, tumour)" in line for line in log_lines)
 
 
 def test_the_best_weights_are_exported(configure: MakeConfig, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

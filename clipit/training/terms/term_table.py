@@ -147,10 +147,17 @@ def unused_keys(config: RunConfig) -> frozenset[str]:
     return frozenset(unused.difference(*(term.reads for term in terms if term.active)))
 
 
-def describe_terms(config: RunConfig) -> str:
-    """Describe the active terms with their weights, and the monitored metric, for the run's summary."""
-    parts = [part for term in active_terms(config) if (part := term.describe())]
-    return "; ".join(parts) + f". Step selected by {config.training.monitor.replace('_', ' ')} on the validation split"
+def describe_terms(config: RunConfig, *, validated: bool = True) -> str:
+    """Describe the active terms with their weights, and the monitored metric, for the run's summary.
+
+    Args:
+        validated: Whether the monitored metric was defined on the validation split.
+    """
+    terms = "; ".join(part for term in active_terms(config) if (part := term.describe()))
+    metric = config.training.monitor.replace("_", " ")
+    if not validated:
+        return f"{terms}. Last step, because {metric} is undefined on the validation split"
+    return f"{terms}. Step selected by {metric} on the validation split"
 
 
 def prepare_terms(

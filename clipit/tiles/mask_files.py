@@ -139,7 +139,7 @@ def decode_values(
         raise ImageError(f"{type(error).__name__}: {error}") from error
     if mode in ("LA", "RGB", "RGBA"):
         if ";16" in packed or (maximum is not None and maximum > 255):  # Pillow reads only the higher 8 bits
-            raise ImageError(f"several channels of 16 bits ({mode}): save the mask as greyscale with 8 or 16 bits")
+            raise ImageError("several channels of 16 bits: save the mask as greyscale with 8 or 16 bits")
         colours = values[..., : 1 if mode == "LA" else 3]
         if (colours != colours[..., :1]).any():
             raise ImageError("a colour image; pixels must encode classes: save it as greyscale or with a palette")

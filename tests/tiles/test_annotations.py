@@ -293,6 +293,9 @@ def test_without_training_tiles_only_test_labels_are_derived(table: Table, mode:
     tiles = load(table(labels=mode), splits={"test": ["train", "validation", "test"]})
     assert set(tiles.splits.tolist()) == {"test"} and tiles.truth.tolist() == TRUTH
     assert not any(note.startswith("training labels") for note in tiles.notes)
+    unlabelled = load(table(labels=mode), labels={"kind": "none"})
+    assert set(unlabelled.of_split("train").labels.tolist()) == {-1}
+    assert unlabelled.of_split("test").labels.tolist() == TRUTH[8:]
 
 
 def test_an_annotator_of_test_tiles_only_cannot_label_training_tiles(table: Table) -> None:

@@ -121,7 +121,7 @@ def test_deep_greyscale_is_read_but_deep_colours_are_errors() -> None:
     assert decode_values(io.BytesIO(deep_png(0, 1))).tolist() == DEEP.tolist()
     colour_ppm = b"P6 2 1 1000\n" + np.repeat(np.array([1, 2], ">u2"), 3).tobytes()
     for content in (deep_png(4, 2), deep_png(2, 3), deep_png(6, 4), colour_ppm):
-        with pytest.raises(ImageError, match=r"several channels of 16 bits .*: save the mask as greyscale"):
+        with pytest.raises(ImageError, match="several channels of 16 bits: save the mask as greyscale"):
             decode_values(io.BytesIO(content))
 
 

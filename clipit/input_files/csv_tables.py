@@ -18,6 +18,8 @@ _START = 4096  # bytes at the start of a file that are searched for null charact
 _AMBIGUOUS_COLUMNS, _PROSE_COLUMNS = 2, 3  # maximum number of columns of tables whose rows resemble lines of text
 _LINE_BREAK = re.compile(r"\r\n?|\n")
 _ZIP = b"PK\3\4"
+PARQUET = b"PAR1\x15"
+"""First bytes of parquet files."""
 _END_MARK = "\x1a"
 """Control-Z, with which DOS programs end a file."""
 _SAVE_AS_UTF8 = "save the table as UTF-8 (in Excel: CSV UTF-8)"
@@ -139,6 +141,9 @@ def read_utf8_csv(path: Path, delimiter: str = ",") -> CsvTable:
     reject_compressed(start, path)
     if start.startswith(_ZIP):
         raise DataError("the file is a workbook (.xlsx) or a zip", where=path, fix="save the sheet as .csv")
+    if start.startswith(PARQUET):
+        fix = "name the file .parquet, or, where only .csv is read, save the table as .csv"
+        raise DataError("the file is a parquet file, not plain text", where=path, fix=fix)
     if start.count(0) > len(start) // 4:
         raise DataError("many null characters: the table is probably UTF-16 text", where=path, fix=_SAVE_AS_UTF8)
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import punctuation
 
 from clipit.errors import ConfigError, DataError, counted, shortlist
+from clipit.input_files.csv_tables import PARQUET
 from clipit.input_files.git_lfs import PULL, is_pointer
 from clipit.input_files.zip_files import reject_compressed
 from clipit.reports.symbol_fonts import UNKNOWN_SYMBOL
@@ -22,11 +23,14 @@ CONVERT = (
     "or soffice --headless --convert-to txt (.doc); scanned pages need text recognition (OCR)"
 )
 """Fix for errors about documents."""
+_CONVERT_OR_SAVE = f"if it is a table, save it as .csv or .xlsx; otherwise {CONVERT}"
 _DOCUMENT_HEADS = {
-    b"%PDF-": "a PDF file",
-    b"PK\3\4": "a zip file or an Office document (.docx, .odt, .xlsx)",
-    b"\xd0\xcf\x11\xe0": "an Office document (.doc, .xls)",
+    b"%PDF-": ("a PDF file", CONVERT),
+    b"PK\3\4": ("a zip file or an Office document (.docx, .odt, .xlsx)", _CONVERT_OR_SAVE),
+    b"\xd0\xcf\x11\xe0": ("an Office document (.doc, .xls)", _CONVERT_OR_SAVE),
+    PARQUET: ("a parquet file", "name the file .parquet if it contains the reports, or save the table as .csv"),
 }
+"""Format of files that are not plain text, and how to convert them, by their first bytes."""
 POINTER = "a Git LFS pointer"
 """Kind of document for a Git LFS pointer."""
 _TEXT_DOCUMENTS = {
@@ -233,11 +237,8 @@ def check_head(data: bytes, where: object, encoding: str) -> None:
     if is_pointer(data):
         raise DataError("this file is a Git LFS pointer, not the data", where=where, fix=PULL)
     reject_compressed(data, where)
-    for mark, kind in _DOCUMENT_HEADS.items():
+    for mark, (kind, fix) in _DOCUMENT_HEADS.items():
         if data.startswith(mark):
-            fix = (
-                CONVERT if kind == "a PDF file" else f"if it is a table, save it as .csv or .xlsx; otherwise {CONVERT}"
-            )
             raise DataError(f"this file is {kind}, not plain text", where=where, fix=fix)
     _check_utf16(data[:_HEAD_BYTES], where, encoding)
 

@@ -18,8 +18,9 @@ from clipit.input_files.nearby_files import similar_names
 from clipit.input_files.spelling import check_column_spelling
 from clipit.patients import leading_patient
 from clipit.reports.encodings import find_misread
-from clipit.reports.report_tables import OptionalColumn, read_side_table
+from clipit.reports.report_tables import DELIMITERS, TABLE_FORMATS, OptionalColumn, read_csv_table
 from clipit.reports.textfiles import RawReport
+from clipit.reports.workbooks import read_workbook
 
 _FIELDS = ("organ", "group", "label", "date")
 _TCGA_MISSING = frozenset({"[Not Available]", "[Not Applicable]", "[Not Evaluated]", "[Unknown]", "[Discrepancy]"})
@@ -224,8 +225,16 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
 
 
 def _read_rows(path: Path, config: ReportsConfig) -> CsvTable:
+    """Read a csv, tsv or xlsx file with a header; files with suffixes of no table are read as csv."""
+    format_name = TABLE_FORMATS.get(path.suffix.lower(), "csv")
+    if format_name == "xlsx":
+        return read_workbook(path, config.metadata_sheet, None, "reports.metadata_sheet")
+    if format_name not in DELIMITERS:
+        raise DataError(
+            f"metadata tables are csv, tsv or xlsx files, not {path.suffix}", where=path, fix="save the table as .csv"
+        )
     try:
-        return read_side_table(path, config.encoding, config.metadata_sheet, "reports.metadata_sheet")
+        return read_csv_table(path, config.encoding, DELIMITERS[format_name])
     except DataError as error:
         if "reports.encoding" not in error.fix:
             raise

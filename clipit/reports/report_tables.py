@@ -36,7 +36,8 @@ from clipit.reports.workbooks import read_workbook
 _Split = TypeVar("_Split")
 
 _BATCH = 1024  # number of Parquet rows in memory at once
-_DELIMITERS = {"csv": ",", "tsv": "\t"}
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+"""Delimiters of text tables by format."""
 TABLE_FORMATS = {
     ".csv": "csv", ".tsv": "tsv", ".xlsx": "xlsx", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl",
     ".parquet": "parquet",
@@ -65,7 +66,7 @@ def read_table_reports(path: Path, config: ReportsConfig, format_name: str, prob
         table = read_workbook(path, config.sheet, columns, "reports.sheet")
         problems += table.notes
         return csv_reports(table, path, config)
-    table = read_csv_table(path, config.encoding, _DELIMITERS[format_name], columns)
+    table = read_csv_table(path, config.encoding, DELIMITERS[format_name], columns)
     for row, _ in joined_rows(table):
         problems.append(
             f"{path}, line {table.lines[row]}: this report spans several lines that look like rows of the table; if "
@@ -78,17 +79,6 @@ def read_csv_table(path: Path, encoding: str, delimiter: str = ",", columns: Seq
     """Read a csv file in the given encoding; `columns` names the columns of a file without a header."""
     with decoding(path, encoding) as name:
         return read_csv(path, delimiter, name, columns)
-
-
-def read_side_table(path: Path, encoding: str, sheet: str | None, key: str) -> CsvTable:
-    """Read a csv, tsv or xlsx file with a header; files with other suffixes are read as csv.
-
-    Args:
-        sheet: Sheet of an xlsx file; None for the only sheet with data.
-    """
-    if path.suffix.lower() == ".xlsx":
-        return read_workbook(path, sheet, None, key)
-    return read_csv_table(path, encoding, _DELIMITERS.get(path.suffix.lower().removeprefix("."), ","))
 
 
 def csv_reports(table: CsvTable, path: Path, config: ReportsConfig) -> Iterator[RawReport]:

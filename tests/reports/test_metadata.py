@@ -232,6 +232,18 @@ def test_missing_file_and_invalid_date(tmp_path: Path) -> None:
         read_reports(ReportsConfig(path=str(folder), metadata=metadata, date_column="signed"))
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "json"])
+def test_a_metadata_table_in_another_format_of_reports_is_an_error(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"m.{suffix}"
+    rows = pd.DataFrame({"report_id": ["a"], "status": ["wild"]})
+    rows.to_parquet(path) if suffix == "parquet" else rows.to_json(path, orient="records", lines=suffix == "jsonl")
+    config = ReportsConfig(path=str(texts(tmp_path / "texts", "a")), metadata=str(path), label_column="status")
+    with pytest.raises(
+        DataError, match=rf"csv, tsv or xlsx files, not \.{suffix}\n(.|\n)*fix: save the table as \.csv"
+    ):
+        read_reports(config)
+
+
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet", "folder"])
 def test_metadata_replaces_values_of_reports_and_replacements_are_counted(tmp_path: Path, suffix: str) -> None:
     rows = [{"id": f"S{n}", "text": "Adenoma.", "label": f"old{n}", "organ": "colon"} for n in range(4)]

@@ -212,6 +212,8 @@ def test_undecodable_zip_member_is_named(tmp_path: Path) -> None:
         ("reports.txt", "%PDF-1.4 x", {}, r"is a PDF file, not plain text(.|\n)*pdftotext"),
         ("reports.txt", "PK\3\4x", {}, r"is a zip file or an Office document(.|\n)*pandoc"),
         ("reports.csv", "PK\3\4x", {}, r"is a zip file or an Office document(.|\n)*pandoc"),
+        ("reports.txt", "PAR1\x15\0x", {}, r"is a parquet file(.|\n)*fix: name the file \.parquet"),
+        ("reports.tsv", "PAR1\x15\0x", {}, r"is a parquet file(.|\n)*fix: name the file \.parquet"),
         ("reports.txt", "<html><p>Colon.", {}, r"is an HTML page, not plain text(.|\n)*pandoc"),
         ("deep.jsonl", '{"text": ' + "[" * 100_000, {}, "invalid JSON"),
         ("twice.jsonl", '{"text": "a", "text": "b"}\n', {}, r"invalid JSON: repeated key 'text'\n.*line 1"),

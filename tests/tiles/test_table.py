@@ -206,6 +206,9 @@ def test_unreadable_tables_are_errors(tmp_path: Path) -> None:
     path.write_bytes("path,label\nä.png,a\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"(?s)not UTF-8 text.*line 2\n"):
         load_tiles(config(path), seed=0)
+    pq.write_table(pa.table({"path": ["1.png"], "label": ["a"]}), path)
+    with pytest.raises(DataError, match=r"(?s)is a parquet file.*fix: name the file \.parquet"):
+        load_tiles(config(path), seed=0)
     path.write_text("path,label\n1.png,a,b\n")
     with pytest.raises(DataError, match=r"record 1 \(line 2\) has 3 fields, but the header has 2"):
         load_tiles(config(path), seed=0)

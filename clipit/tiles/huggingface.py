@@ -24,7 +24,7 @@ from clipit.input_files.spelling import check_column_spelling
 from clipit.output_files.artifacts import fingerprint
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import is_group_column
-from clipit.tiles.imagefolder import inferred_types, load_image_folder
+from clipit.tiles.imagefolder import inferred_types, load_image_folder, unread_metadata
 from clipit.tiles.source import SourceTiles
 from clipit.tiles.split_columns import split_notes
 from clipit.tiles.splits import select_splits, unused_splits
@@ -100,6 +100,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
     loaded = as_text or load_huggingface(config.path, "tiles.path", texts=text_columns(config))
     all_splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     splits = select_splits(all_splits, config)
+    unread = unread_metadata(config)
     undecoded: dict[str, Any] = {}
     described: dict[str, SplitRows] = {}
     for split, rows in splits.items():
@@ -115,7 +116,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         if as_text is None and (warning := inferred_types(splits.values())):
             notes.append(f"WARNING: {warning}")
     source = join_splits(described, config, DatasetReader(undecoded, column))
-    notes += missing_data_files(config.path)
+    notes += (*unread, *missing_data_files(config.path))
     notes += unread_data_files(config.path) if as_text is None else ()
     notes += _unused_images(config.path, loaded, column)
     return replace(source, notes=(*source.notes, *notes))

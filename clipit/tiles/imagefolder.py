@@ -8,6 +8,7 @@ import posixpath
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +16,7 @@ from clipit.config.run import TilesConfig
 from clipit.errors import DataError, is_limit, printable, repeats, shortlist
 from clipit.input_files.csv_tables import without_end_mark
 from clipit.input_files.data_files import hub_id, is_saved_dataset
+from clipit.input_files.dataset_paths import split_files
 from clipit.input_files.folder_files import list_files
 from clipit.input_files.zip_files import check_uncompressed
 from clipit.output_files.json_record import unique_keys
@@ -194,6 +196,44 @@ def _read_json_lines(path: Path) -> TileTable:
             lines.append(line)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return TileTable(names, lambda name: [row.get(name) for row in rows], lines)
+
+
+def unread_metadata(config: TilesConfig) -> tuple[str, ...]:
+    """Return notes on the metadata files of a local image folder that the datasets package does not read.
+
+    If folders or files are named after splits, such as `train/`, the package reads only the metadata next to them.
+
+    Raises:
+        DataError: Such a file has labels, and neither tiles.classes nor tiles.class_map is set.
+    """
+    folder = Path(config.path).expanduser()
+    if hub_id(config.path) is not None or not folder.is_dir() or is_saved_dataset(folder):
+        return ()
+    described = list_files(folder, lambda file: file.name in METADATA_FILES).files
+    parts = split_files(config.path, "tiles.path", images=True) if described else {}
+    read = {os.path.realpath(file) for files in parts.values() for file in files}
+    notes: list[str] = []
+    for file in described:
+        columns = [] if os.path.realpath(file) in read else _columns(file.name, partial(_read_start, file))
+        if not any(map(_is_file_column, columns)):
+            continue
+        what = (
+            f"the datasets package does not read {file.relative_to(folder)} (columns "
+            f"{shortlist([printable(column) for column in columns], 8)}), because folders or files are named after "
+            "splits"
+        )
+        fix = f"set tiles.source: table, tiles.path: {file} and tiles.columns: {{path: {_FILE_COLUMN}, ...}}"
+        has_labels = any(name.casefold() in _LABELS or name == config.columns.get("label") for name in columns)
+        if has_labels and config.labels.kind != "none" and not config.classes and not config.class_map:
+            fix += "; or move the file away to use the folder names as labels"
+            raise DataError(what, where=folder, fix=fix)
+        notes.append(f"{what} (to read it, {fix})")
+    return tuple(notes)
+
+
+def _read_start(file: Path, name: str, size: int | None) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(size)
 
 
 def check_metadata(

@@ -33,7 +33,7 @@ from clipit.tiles.huggingface import (
     not_images,
     text_columns,
 )
-from clipit.tiles.imagefolder import METADATA_FILES, inferred_types, load_image_folder
+from clipit.tiles.imagefolder import METADATA_FILES, inferred_types, load_image_folder, unread_metadata
 from clipit.tiles.kept_tiles import FIELD, Block, KeptSize, KeptTiles, SourceTile, keep_tiles
 from clipit.tiles.source import SourceTiles
 from clipit.tiles.splits import select_splits, unused_splits
@@ -68,7 +68,7 @@ class StreamedSet:
         revision: Commit on the Hub that all splits are read from; None for local folders, or if offline.
         metadata: Whether `datasets` reads metadata files, whose cells are then all stored as text; earlier versions
             stored those of columns that the configuration did not name with inferred types.
-        notes: Notes on splits that the configuration does not use.
+        notes: Notes on splits that the configuration does not use, and on metadata files that are not read.
     """
 
     splits: dict[str, StreamedSplit]
@@ -149,11 +149,12 @@ def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
         if described.metadata and any(map(_has_inferred_types, described.splits.values())):  # of an earlier version
             described = _read_description(build_once(root, "streamed_set", {**inputs, "cells": "all text"}, make))
     splits = select_splits(described.splits, config)
+    notes = (*unused_splits(dict.fromkeys(described.splits), splits), *unread_metadata(config))
     for name, split in splits.items():
         check_columns(name, split.columns, config)
         if split.kinds[column] != "image":
             raise not_images(column, split.kinds[column], config.path)
-    return replace(described, splits=splits, notes=unused_splits(dict.fromkeys(described.splits), splits))
+    return replace(described, splits=splits, notes=notes)
 
 
 def _read_description(artifact: Artifact) -> StreamedSet:

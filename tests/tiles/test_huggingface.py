@@ -531,6 +531,42 @@ def test_links_that_the_datasets_package_skips_are_errors(tmp_path: Path, stream
         (tmp_path / "set" / name).unlink()
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("join", ["/", "_"])
+def test_metadata_above_folders_or_files_named_after_splits_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, join: str, streaming: bool
+) -> None:
+    """The datasets package would read the names of the splits as classes, or no labels at all."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    names = [f"{split}{join}{number}.png" for split in ("train", "test") for number in range(4)]
+    for number, name in enumerate(names):
+        paint(tmp_path / "set" / name, number)
+    rows = [f"{name},{'ab'[row % 2]}" for row, name in enumerate(names)]
+    (tmp_path / "set/metadata.csv").write_text("\n".join(["file_name,diagnosis", *rows]), encoding="utf-8")
+    match = r"(?s)does not read metadata\.csv \(columns file_name, diagnosis\).*fix: set tiles\.source: table"
+    with pytest.raises(DataError, match=match):
+        read_tiles(config(tmp_path / "set", streaming=streaming), root=tmp_path / "out")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_metadata_above_split_folders_with_classes_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    names = [f"{split}/{kind}/{number}.png" for split in ("train", "test") for kind in "ab" for number in range(2)]
+    for number, name in enumerate(names):
+        paint(tmp_path / "set" / name, number)
+    table = "\n".join(["file_name,patient", *(f"{name},p{row}" for row, name in enumerate(names))])
+    (tmp_path / "set/metadata.csv").write_text(table, encoding="utf-8")
+    tiles = read_tiles(config(tmp_path / "set", streaming=streaming), root=tmp_path / "out", hold_out=False)
+    assert tiles.classes == ("a", "b") and (tiles.labels >= 0).all()
+    assert any("does not read metadata.csv (columns file_name, patient)" in note for note in tiles.notes)
+
+
 def test_class_names_are_stripped_and_compared_like_labels(tmp_path: Path) -> None:
     import datasets
 

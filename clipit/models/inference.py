@@ -30,10 +30,11 @@ from clipit.models.hub import classifier_folder
 from clipit.models.loading import foreign_errors
 from clipit.models.pictures import CropWatch, Images, open_pictures
 from clipit.models.remote_code import guard_remote_code
+from clipit.models.text_vlm import load_text_vlm
 from clipit.models.timm_backbones import open_timm
 from clipit.models.transformers_backbones import open_transformers
 from clipit.models.trunks import channels_last, cpu_parts, inner_model
-from clipit.models.vlm import VLM, load_vlm
+from clipit.models.vlm import VLM
 from clipit.models.weights import check_finite_weights, read_tensors
 from clipit.torch_defaults import torch_defaults
 
@@ -278,60 +279,10 @@ class Classifier:
         if not all(isinstance(text, str) and text.strip() for text in texts):
             fix = "correct or remove it; pass a prompt file by its path"
             raise DataError("a text is empty or not a string", where=f"prompts[{name!r}]", fix=fix)
-        return torch.from_numpy(self._text_vlm().encode_prompts(texts))
-
-    def _vlm_config(self, trained_with: str) -> VLMConfig:
-        """Return the configuration of the caller's VLM, or else of the VLM used in training.
-
-        If the VLM used in training is in the table, a folder passed by the caller is loaded according to that entry.
-
-        Raises:
-            ModelError: The caller passed no VLM, and the classifier's file names a VLM that is neither embedded nor in
-                the table. The file of an untrusted classifier could name any model.
-        """
-        from clipit.models.vlm_specs import VLMS
-
-        options, trust = self._vlm_given, self._trust_remote_code
-        if isinstance(options, VLMConfig):
-            return options
-        if options is None and trained_with != "embedded" and trained_with not in VLMS:
-            raise ModelError(
-                "this VLM is named only by the classifier's file and is not in clipit's table, so it is not loaded",
-                where=trained_with,
-                fix="check this name, then pass it: load_classifier(..., vlm=NAME_OR_FOLDER)",
-            )
-        name, quick = options or trained_with, (self.spec.vlm or {}).get("quick_gelu")
-        if trained_with in VLMS and name not in VLMS:
-            return VLMConfig(name=trained_with, path=name, trust_remote_code=trust, quick_gelu=quick)
-        return VLMConfig(name=name, trust_remote_code=trust, quick_gelu=quick)
-
-    def _text_vlm(self) -> VLM:
         if self._vlm is None:
-            if self.spec.vlm is None:
-                raise ModelError(
-                    "this classifier does not name a VLM", where="vlm", fix="pass embeddings instead of texts"
-                )
-            trained_with: str = self.spec.vlm["name"]
-            options = self._vlm_given
-            name = options.name if isinstance(options, VLMConfig) else options or trained_with
-            try:
-                vlm = load_vlm(self._vlm_config(trained_with), self.device)
-            except ModelError as error:
-                raise ModelError(
-                    f"new prompts need the VLM {name}, which cannot be loaded:\n{error}",
-                    where="zero_shot",
-                    fix="use load_classifier(..., vlm=NAME_OR_FOLDER), cached prompts (prompts=None), "
-                    "or embeddings instead of texts",
-                ) from error
-            if vlm.fingerprint != self.spec.vlm["fingerprint"]:
-                raise ModelError(
-                    f"{name} (fingerprint {vlm.fingerprint}) is not the VLM used in training "
-                    f"({trained_with}, {self.spec.vlm['fingerprint']})",
-                    where="zero_shot",
-                    fix="use load_classifier(..., vlm=NAME_OR_FOLDER) with the same weights and preprocessing",
-                )
-            self._vlm = vlm
-        return self._vlm
+            trust = self._trust_remote_code
+            self._vlm = load_text_vlm(self.spec, self._vlm_given, self.device, trust_remote_code=trust)
+        return torch.from_numpy(self._vlm.encode_prompts(texts))
 
 
 @checked_arguments
@@ -352,8 +303,9 @@ def load_classifier(
         path: Run folder or its subfolder `classifier/`, or a repository on the Hugging Face Hub (`owner/name`); a local
             folder with that name takes precedence.
         device: Device of the model; by default the GPU, if available.
-        vlm: Name, folder or configuration of the VLM that the classifier was trained with. It is needed only for new
-            prompt texts, and not if that VLM is embedded or listed in the table of VLMs.
+        vlm: Name, folder or configuration of the VLM that the classifier was trained with, or the folder of its
+            adapter. It is needed only for new prompt texts, and not if that VLM is embedded or listed in the table of
+            VLMs and has no adapter.
         dtype: Data type of the backbone: `float32` (the default) or `bfloat16`, which needs half the memory and is
             faster on most GPUs; heads and outputs are float32.
         compile: Whether to compile the network with `torch.compile`, which can take minutes.

@@ -22,6 +22,7 @@ from slide_files import picture, write_ome, write_slide
 import clipit
 from clipit.config.run import BackboneConfig, LoraConfig, StudentConfig, VLMConfig
 from clipit.errors import ArtifactError, DataError, ModelError
+from clipit.models.adapted_towers import adapt_towers
 from clipit.models.backbones import Backbone, load_backbone
 from clipit.models.classifier_network import parse_device, parse_dtype, require_pixels
 from clipit.models.export_classifier import export_classifier
@@ -31,6 +32,7 @@ from clipit.models.lora import check_gradients
 from clipit.models.pictures import open_pictures
 from clipit.models.student import Student, build_student
 from clipit.models.vlm import VLM, load_vlm
+from clipit.models.vlm_export import export_vlm
 from clipit.prompts.prompt_set import PromptSet
 from clipit.runs.tile_scorer import vlm_scorer
 
@@ -251,6 +253,32 @@ def test_new_prompts_use_the_gelu_of_training(
     classifier = clipit.load_classifier(tmp_path / "c", "cpu", vlm=quick.name)
     scores = classifier.zero_shot(pictures, {"a": "mucin", "b": "stroma"})
     assert scores.shape == (4, 2)  # with a different GELU, the fingerprint would differ and be rejected
+
+
+def test_new_prompts_for_a_vlm_with_an_adapter(tmp_path: Path, timm_folder: Path, pictures: list[Image.Image]) -> None:
+    base = load_vlm(VLMConfig(name="embedded"))
+    towers = adapt_towers(base.towers, "projection", ("text",), LoraConfig(), True)
+    for weight in towers.trainable().values():
+        weight.data += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    adapter = export_vlm(base, VLMConfig(name="embedded"), towers, tmp_path / "adapted", "A card.").adapter
+    vlm = load_vlm(VLMConfig(name="embedded", adapter=str(adapter)))
+    backbone = load_backbone(BackboneConfig(name=str(timm_folder)))
+    student = build_student(backbone, LINEAR, LoraConfig(rank=2), "lora", n_classes=3, joint_dim=vlm.joint_dim)
+    export_classifier(student.eval(), backbone, tmp_path / "c", classes=CLASSES, vlm_info=vlm.describe())
+    texts = {"a": "mucin", "b": "stroma"}
+
+    def embed(vlm: str | VLMConfig | None) -> np.ndarray:
+        return clipit.load_classifier(tmp_path / "c", "cpu", vlm=vlm).prompt_embeddings(texts)
+
+    expected = np.stack([unit(vlm.encode_texts([text]).numpy())[0] for text in texts.values()])
+    np.testing.assert_allclose(embed(str(adapter)), expected, atol=1e-5)
+    np.testing.assert_allclose(embed(VLMConfig(name="embedded", adapter=str(adapter))), expected, atol=1e-5)
+    with pytest.raises(
+        ModelError, match=r"(?s)embedded with an adapter, which is not part.*--vlm FOLDER.*of the adapter"
+    ):
+        embed(None)
+    with pytest.raises(ModelError, match=r"(?s)embedded \(.*in training \(embedded with an adapter, .*of the adapter"):
+        embed("embedded")
 
 
 def test_images_may_be_paths_arrays_or_pillow_images(

@@ -21,7 +21,7 @@ from clipit.errors import ArtifactError, shortlist
 from clipit.evaluation.score_row import ScoreRow
 from clipit.output_files.artifacts import file_sha256, locked, write_record
 from clipit.tiles.tileset import TileSet
-from clipit.workspace.adapted_patients import adapted_vlm_notes
+from clipit.workspace.leak_policy import leak_notes
 from clipit.workspace.workspace import Workspace
 
 
@@ -64,7 +64,7 @@ def rebuild_comparison(config: RunConfig) -> list[Path]:
     failure = describe_failed(plans, failed, total)
     # Notes on shifted sets are taken from the comparison's record, because these sets are not read again.
     recorded = saved.get("notes", ())
-    warnings = adapted_vlm_notes([*(note for each in tiles for note in each.notes), *recorded])
+    warnings = leak_notes([*(note for each in tiles for note in each.notes), *recorded])
     warnings += [note for note in recorded if note.startswith((CROPPED_SET, SHIFTED_SET))]
     with locked(folder):  # another command may be writing the same comparison
         notes = write_report(file.run, comparison, plans, results, analyses, folder, verdict, tiles, warnings, failure)

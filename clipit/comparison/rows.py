@@ -24,6 +24,7 @@ from clipit.runs.predict_tiles import open_classifier
 from clipit.tiles.pixel_source import PixelSource
 from clipit.training.arms import resolve_arm
 from clipit.workspace.adapted_patients import adapted_vlm_notes
+from clipit.workspace.leak_policy import leak_notes
 from clipit.workspace.tile_reading import cropped_sets
 from clipit.workspace.workspace import Workspace
 
@@ -38,11 +39,11 @@ SHIFTED_SET = "comparison.shifted."
 
 
 def model_and_set_notes(plan: Plan, workspace: Workspace) -> list[str]:
-    """Return warnings about models that were trained on test patients, and all notes on the tiles of shifted sets."""
+    """Return notes on leaks and models that were trained on test patients, and all notes on shifted sets."""
     notes = list[str]()
     for arm in plan.arms:
         own = workspace.for_config(resolve_plan_arm(plan, arm))
-        notes += adapted_vlm_notes(own.all_tiles.notes)
+        notes += leak_notes(own.all_tiles.notes)
         for name, section in plan.comparison.shifted.items():
             tiles_notes = own.shifted_tiles(name, section).notes
             models = adapted_vlm_notes(tiles_notes)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from clipit.pairing.leaks import (
 from clipit.pairing.patient_spelling import describe_match, misspelled_reports, misspelled_splits, misspelled_tests
 from clipit.tiles.perceptual import PerceptualHashes
 from clipit.tiles.tileset import SPLITS, TileSet
+from clipit.workspace.adapted_patients import adapted_vlm_notes
 from clipit.workspace.near_duplicates import conflicting_labels
 from clipit.workspace.tile_hashes import tile_digests, tile_hashes
 from clipit.workspace.tile_reading import artefacts_of
@@ -42,6 +43,7 @@ _DESCRIPTIONS = {
     "near": "that look like a tile in a held-out split",
     "report": "of patients with validation or test tiles",
 }
+_KEPT_ON_REQUEST = "kept on request (leaks.policy: note)"
 
 
 def enforce_on_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
@@ -73,6 +75,18 @@ def enforce_on_tiles(tiles: TileSet, config: RunConfig) -> TileSet:
             fix="split the tiles again, by patient",
         )
     return replace(kept, notes=(*kept.notes, note))
+
+
+def leak_notes(notes: Iterable[str]) -> list[str]:
+    """Select the notes of tiles on leaks that make test scores too high, for pages that do not show all of them.
+
+    These are leaks between the splits that are kept on request, and models that were trained on test patients.
+    """
+    notes = list(notes)
+    return [
+        *adapted_vlm_notes(notes),
+        *dict.fromkeys(note for note in notes if note.startswith(f"leaks, {_KEPT_ON_REQUEST}")),
+    ]
 
 
 def enforce_on_shifted(tests: TileSet, run_tiles: TileSet, seen: TileSet, name: str, config: RunConfig) -> TileSet:
@@ -252,7 +266,7 @@ def _enforce(leaks: Sequence[Leak], config: RunConfig, where: object, name: str)
 
 
 def _outcome(policy: str) -> str:
-    return "dropped" if policy == "exclude" else "kept on request (leaks.policy: note)"
+    return "dropped" if policy == "exclude" else _KEPT_ON_REQUEST
 
 
 def _count(leaks: Sequence[Leak]) -> list[str]:

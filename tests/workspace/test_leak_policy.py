@@ -16,12 +16,15 @@ from launching import ROOT, run_program
 from logged_lines import capture_log
 from PIL import Image
 
+from clipit.comparison.plan import plan_comparison
+from clipit.comparison.rows import model_and_set_notes
 from clipit.config.file import ConfigFile
 from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.check_leaks import check_leaks
+from clipit.workspace.leak_policy import leak_notes
 from clipit.workspace.tile_hashes import tile_digests, tile_hashes
 from clipit.workspace.workspace import Workspace
 
@@ -172,6 +175,16 @@ def test_kept_leaks_change_no_data(configure: MakeConfig, leaky: Leaky, policy: 
     assert len([line for line in log_lines if line.startswith("leaks, kept on request")]) == (
         2 if policy == "note" else 0
     )
+
+
+def test_kept_leaks_are_noted_on_the_pages_of_comparisons_and_studies(configure_file: MakeFile, leaky: Leaky) -> None:
+    comparison = {"arms": ["image_only", "frozen"], "baseline": "image_only", "seeds": [0]}
+    arms = {"frozen": {"base": "image_only", "backbone.tuning": "frozen"}}
+    values = leaky(reports=False) | {"leaks.policy": "note", "arms": arms, "comparison": comparison}
+    (plan,) = plan_comparison((file := configure_file(values)).run, file.comparison)
+    (note,) = model_and_set_notes(plan, Workspace(plan.config))
+    assert note.startswith("leaks, kept on request (leaks.policy: note): 2 train tiles of a patient")
+    assert leak_notes(["a remark", note, note]) == [note]
 
 
 def test_clean_data_have_the_same_artefacts_under_every_policy(configure: MakeConfig) -> None:

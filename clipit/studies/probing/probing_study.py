@@ -50,7 +50,7 @@ from clipit.studies.probing.probing_sections import probing_sections
 from clipit.studies.probing.text_retrieval import text_retrieval
 from clipit.tiles.tileset import TileSet
 from clipit.vectors import centred
-from clipit.workspace.adapted_patients import adapted_vlm_notes
+from clipit.workspace.leak_policy import leak_notes
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
@@ -329,7 +329,7 @@ def _write(
         save_plot(figure, folder / plot)
     sections = probing_sections(probing, config.seed, frame, provenance, plot)
     coverage = describe_coverage(tiles.of_split("test").labels, tiles.classes, "the test split")
-    note = study_note(config, coverage, *adapted_vlm_notes(tiles.notes))
+    note = study_note(config, coverage, *leak_notes(tiles.notes))
     write_study(folder, "probing", f"{config.name}: probes of frozen features", note, sections, frame)
 
 

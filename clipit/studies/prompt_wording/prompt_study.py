@@ -44,7 +44,7 @@ from clipit.studies.prompt_wording.zero_shot_models import (
     select_tiles,
 )
 from clipit.tiles.tileset import TileSet
-from clipit.workspace.adapted_patients import adapted_vlm_notes
+from clipit.workspace.leak_policy import leak_notes
 from clipit.workspace.preflight import check_inputs
 from clipit.workspace.workspace import Workspace
 
@@ -269,5 +269,5 @@ def _write(
     shown = [difference for difference in differences if difference.metric == metric]
     sections = prompt_sections(frame, metric, undefined, shown, provenance)
     coverage = describe_coverage(test.labels, test.classes, "the test split")
-    note = study_note(config, coverage, *adapted_vlm_notes(test.notes))
+    note = study_note(config, coverage, *leak_notes(test.notes))
     write_study(folder, "prompts", f"Prompt study: {config.name}", note, sections, frame, SCHEMA)

@@ -198,8 +198,12 @@ def _check_loose_images(root: Path, loose: Sequence[str], *, with_splits: bool) 
 
 def _check_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], mapping: Mapping[str, str]) -> None:
     """Reject first-level folders that contain no images, and that are named like splits or share most subfolders."""
-    if config.classes or config.class_map:
+    if config.classes or config.class_map or not ids:
         return
+    common = posixpath.commonpath([posixpath.dirname(file) for file in ids])
+    if "/" in common and all(file.count("/") > common.count("/") + 1 for file in ids):
+        below = {file.removeprefix(f"{common}/").split("/", 1)[0] for file in ids}
+        raise _splits_not_classes(root, [common], below, _open_instead(root, common))
     inside: dict[str, set[str]] = {}
     for file in ids:
         first, second, *rest = file.split("/", 2)
@@ -218,12 +222,23 @@ def _check_split_folders(config: TilesConfig, root: Path, ids: Sequence[str], ma
         return
     fix = f"map them in tiles.splits, e.g. tiles.splits: {{train: {train or names[0]}}}"
     if len(names) == 1:
-        fix = f"set tiles.path to {root / names[0]}"
+        fix = _open_instead(root, names[0])
     elif shared & {name.casefold() for name in mapping}:
         fix = "put the class folders inside split folders: <split>/<class>/"
     subfolder_names = {name for each in inside.values() for name in each if not shared or name.casefold() in shared}
-    raise DataError(
-        f"the folders {shortlist(names)} contain no images, only the subfolders {shortlist(sorted(subfolder_names))}; "
+    raise _splits_not_classes(root, names, subfolder_names, fix)
+
+
+def _open_instead(root: Path, folder: str) -> str:
+    """Return what to do if the class folders are inside a folder."""
+    if root.is_dir():
+        return f"set tiles.path to {root / folder}"
+    return f"repack the zip with the content of {folder} at its top"
+
+
+def _splits_not_classes(root: Path, names: Sequence[str], inside: Collection[str], fix: str) -> DataError:
+    return DataError(
+        f"the folders {shortlist(names)} contain no images, only the subfolders {shortlist(sorted(inside))}; "
         "they look like splits rather than classes",
         where=root,
         fix=f"{fix}; if they are classes, name them in tiles.classes",

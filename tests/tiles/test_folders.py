@@ -331,6 +331,30 @@ def test_other_spellings_of_the_unlabelled_folder_are_accepted(tree: Path, name:
     assert name in load_tiles(config(tree, classes=("stroma", "tumour", name)), seed=0).classes
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize(
+    ("outer", "inside"), [("x/y", "mucin, stroma"), ("x", "test, train"), ("x/y/z", "test, train")]
+)
+def test_class_folders_below_other_folders_are_an_error(tmp_path: Path, outer: str, inside: str, zipped: bool) -> None:
+    """The outermost folder of a zip is not counted, because zips often have one."""
+    folders = [name for part in ("train", "test") for name in (f"{part}/mucin", f"{part}/stroma")]
+    base = tmp_path / "tiles" / ("home" if zipped else ".") / outer
+    for number, name in enumerate(folders if "train" in inside else ["mucin", "stroma"]):
+        paint(base / name / "1.png", number)
+    root = tmp_path / "tiles"
+    if zipped:
+        root = Path(shutil.make_archive(str(root), "zip", root))
+    fix = f"repack the zip with the content of {outer} at its top" if zipped else f"set tiles.path to {base}"
+    with pytest.raises(DataError, match=rf"(?s)the folders {outer} contain.* subfolders {inside}; .*fix: {fix};"):
+        read_tiles(config(root))
+
+
+def test_a_class_whose_tiles_are_in_one_deep_folder_is_accepted(tmp_path: Path) -> None:
+    for number in range(3):
+        paint(tmp_path / f"a/mucin/P1/S1/{number}.png", number)
+    assert read_tiles(config(tmp_path / "a"), hold_out=False).classes == ("mucin",)
+
+
 @pytest.mark.parametrize("top", ["", "tiles/", "./", "./tiles/", "tiles\\"])
 def test_a_zip_of_class_folders_is_read_like_the_folder(tree: Path, tmp_path: Path, top: str) -> None:
     folder = load_tiles(config(tree), seed=0)

@@ -96,6 +96,12 @@ class TarIndex:
         listed = shortlist([f"{suffix} ({count})" for suffix, count in sorted(self.unread.items())])
         return f"unread members, by suffix: {listed}" if listed else ""
 
+    @property
+    def known_fields(self) -> str:
+        """Names of all fields, for messages, and the members that were not read, although they may contain fields."""
+        unread = self.unread_note and f"; {self.unread_note}; fields are read from members such as .txt, .cls and .json"
+        return f"{shortlist(self.names, 20) or 'images only'}{unread}"
+
     def text(self, name: str) -> list[str]:
         """Return a column as text, "" where missing."""
         return [value or "" for value in self.table.column(name).to_pylist()]

@@ -127,7 +127,7 @@ def _field_names(index: TarIndex, config: TilesConfig) -> dict[str, str]:
     missing = sorted(names[key] for key in required if not index.has(names[key]))
     if missing:
         raise DataError(
-            f"no sample has the fields: {', '.join(missing)}; the samples have: {shortlist(index.names, 20) or 'none'}",
+            f"no sample has the fields: {', '.join(missing)}; the samples have: {index.known_fields}",
             where=config.path,
             fix="name the fields in tiles.columns, e.g. --tiles.columns.label=diagnosis",
         )

@@ -74,10 +74,11 @@ def read_captioned(section: PairsConfig, root: Path) -> CaptionedTiles:
             source, captions = _read_shards(config, section, root)
         _check_splits(source)
         tiles = resolve_source(source, config)
+        tiles = replace(tiles, notes=tuple(map(_pair_keys, tiles.notes)))
         check_groups(tiles)
         tiles = check_images(tiles, config.unreadable)
         if advice := column_advice(source.groups, source.ids, source.columns):
-            note = f"WARNING: {_SHARED_KEYS.sub('adapt.pairs.', advice)}"
+            note = f"WARNING: {_pair_keys(advice)}"
             logger.warning(note)
             tiles = replace(tiles, notes=(*tiles.notes, note))
     return CaptionedTiles(tiles, captions)
@@ -101,7 +102,12 @@ def _pair_keys_in_errors() -> Iterator[None]:
     try:
         yield
     except ClipitError as error:
-        raise type(error)(_SHARED_KEYS.sub("adapt.pairs.", str(error))) from error
+        raise type(error)(_pair_keys(str(error))) from error
+
+
+def _pair_keys(text: str) -> str:
+    """Replace keys of `tiles` with those of `adapt.pairs`, which has no key for the names of splits."""
+    return _SHARED_KEYS.sub("adapt.pairs.", text.removesuffix("; set tiles.splits to change this"))
 
 
 def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles, list[list[str]]]:
@@ -194,9 +200,11 @@ def _read_shards(config: TilesConfig, section: PairsConfig, root: Path) -> tuple
     index = index_shards(config, root, field)
     if not index.has(field):
         raise DataError(
-            f"no sample has the text field {field}; the samples have: {shortlist(index.names, 20) or 'images only'}",
+            f"no sample has the text field {field}; the samples have: {index.known_fields}",
             where=config.path,
-            fix="set adapt.pairs.columns.text to the suffix of the text files, or to a key of the JSON files",
+            fix="set adapt.pairs.columns.text to the suffix of the text files, or to a key of the JSON files"
+            if field not in index.unread
+            else f"name the members .{field}.txt and set adapt.pairs.columns.text to {field}.txt",
         )
     captions = []
     for row, stored in enumerate(index.text(f"{FIELD_PREFIX}{field}")):

@@ -12,7 +12,7 @@ import pytest
 from tiny_models import WORDS, MakeConfig
 
 from clipit.config.run import RunConfig
-from clipit.config.vlm_training import AdaptConfig
+from clipit.config.vlm_training import AdaptConfig, PairsConfig
 from clipit.errors import DataError
 from clipit.vlm_training.bag_batches import BagExamples
 from clipit.vlm_training.examples import examples_content, make_examples, validation_examples
@@ -196,6 +196,25 @@ def test_shards_give_texts_from_members_or_json(config: RunConfig, tmp_path: Pat
     invalid = section.model_copy(update={"pairs": section.pairs.model_copy(update={"columns": {"text": "title"}})})
     with pytest.raises(DataError, match=r"(?s)no sample has the text field title.*adapt\.pairs\.columns\.text"):
         make(config, invalid)
+
+
+def test_texts_in_members_that_are_not_read_are_named(config: RunConfig, tmp_path: Path) -> None:
+    import webdataset as wds
+
+    folder, image = Path(config.tiles.path).parent, rows()[0][0]
+    for suffix in ("legend", "legend.txt"):
+        with wds.TarWriter(str(tmp_path / "val-0.tar")) as writer:
+            for number in range(3):
+                content = {"png": (folder / image).read_bytes(), suffix: f"text {number}".encode()}
+                writer.write({"__key__": str(number), **content})
+        section = PairsConfig(source="webdataset", path=str(tmp_path), columns={"text": suffix})
+        if suffix == "legend":
+            fix = r"name the members \.legend\.txt and set adapt\.pairs\.columns\.text to legend\.txt"
+            with pytest.raises(DataError, match=rf"(?s)unread members, by suffix: legend \(3\); .*{fix}"):
+                read_captioned(section, tmp_path / "out")
+    pairs = read_captioned(section, tmp_path / "out")
+    assert pairs.captions == [["text 0"], ["text 1"], ["text 2"]]
+    assert pairs.tiles.notes == ("split names were interpreted: val (3 tiles) as validation",)
 
 
 @pytest.mark.parametrize("kind", ["patient", "pixels"])

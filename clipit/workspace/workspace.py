@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -322,12 +322,9 @@ class Workspace:
         """The frozen VLM."""
         from clipit.models.vlm import load_vlm
 
-        def load() -> "VLM":
-            vlm = load_vlm(self.config.vlm, get_processes().device)
-            self.warn_about_view(vlm.name, vlm.expected_mpp, vlm.preprocess)
-            return vlm
-
+        load = partial(load_vlm, self.config.vlm, get_processes().device)
         vlm: VLM = self.cached(cache_key("vlm", self.config, "vlm"), load)
+        self.warn_about_view(vlm.name, vlm.expected_mpp, vlm.preprocess)
         return vlm
 
     def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "n dim"]:

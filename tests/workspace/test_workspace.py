@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from logged_lines import capture_log
 from PIL import Image
 from slide_files import picture, write_slide
 
@@ -104,3 +105,13 @@ def test_tiles_of_slides_are_embedded_and_paired(configure: MakeConfig, tmp_path
     assert {name.split("@")[0] for name in train.ids} == {"a"} and set(all_tiles.groups) == {"P-a", "P-b", "P-c"}
     assert workspace.tile_store("train").ids.tolist() == train.ids.tolist()
     assert set(workspace.pairs.table["tile_id"].to_pylist()) == set(train.ids)
+
+
+def test_tiles_of_every_configuration_with_the_same_vlm_are_checked(configure: MakeConfig) -> None:
+    first = Workspace(configure({"vlm.name": "embedded", "tiles.mpp": 0.5}))
+    expected = first.vlm.expected_mpp
+    assert expected is not None
+    lines = capture_log()
+    coarse = first.for_config(configure({"vlm.name": "embedded", "tiles.mpp": 20 * expected}))
+    assert coarse.vlm is first.vlm
+    assert sum("features may be worse than published" in line for line in lines) == 1

@@ -15,7 +15,7 @@ from clipit.images.image_readers import FileReader, Reader, ZipReader, zip_stamp
 from clipit.input_files.folder_files import hidden_note, is_hidden
 from clipit.input_files.nearby_files import similar_names
 from clipit.tiles.imagefolder import METADATA_FILES, check_metadata
-from clipit.tiles.source import ALIASES, SourceTiles
+from clipit.tiles.source import ALIASES, SourceTiles, spell_as_configured
 from clipit.tiles.splits import split_map
 
 _DOCUMENTS = frozenset(
@@ -153,7 +153,7 @@ def _source(
             fix="unpack archives, and put the images into <split>/<class>/ or <class>/ folders",
         )
     depth = 2 if with_splits else 1
-    folders = [file.split("/", depth)[depth - 1] for file in ids]
+    folders = spell_as_configured([file.split("/", depth)[depth - 1] for file in ids], config)
     classes = {*(config.classes or ()), *config.class_map}
     labels = ["" if name.casefold() in UNLABELLED and name not in classes else name for name in folders]
     _check_class_folders(config, root, set(labels) - {""})

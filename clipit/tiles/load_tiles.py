@@ -32,6 +32,7 @@ from clipit.tiles.source import (
     check_group_names,
     map_labels,
     sorted_names,
+    spell_as_configured,
 )
 from clipit.tiles.splits import check_groups, configured_splits, resolve_splits
 from clipit.tiles.streaming import stream_tiles
@@ -177,6 +178,9 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
         DataError: Labels, splits or groups are inconsistent, or no tiles remain.
         ConfigError: The configured classes are invalid.
     """
+    source = replace(source, labels=spell_as_configured(source.labels, config))
+    if source.classes is not None:
+        source = replace(source, classes=tuple(spell_as_configured(source.classes, config)))
     if annotators is None or any(source.labels):
         source = map_labels(source, config.class_map)
     source = add_groups(source, config.group_pattern)

@@ -1,9 +1,11 @@
 """Rows returned by every tile source, before labels, splits and groups are resolved."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from clipit.config.run import TilesConfig
 from clipit.errors import DataError, counted, shortlist
 from clipit.images.image_readers import Reader
 from clipit.input_files.spelling import spelled_alike
@@ -113,6 +115,15 @@ def _check_spelling(kind: str, names: Iterable[str], where: object, fix: str, *,
     alike = spelled_alike(set(names), numbered=numbered)
     if alike:
         raise DataError(f"{kind} with almost the same name: {shortlist(alike)}", where=where, fix=fix)
+
+
+def spell_as_configured(labels: Sequence[str], config: TilesConfig) -> list[str]:
+    """Spell labels like tiles.classes or tiles.class_map if only composed and decomposed accents (macOS) differ."""
+    configured = {*(config.class_map or config.classes or ())}
+    named = {unicodedata.normalize("NFC", name): name for name in sorted(configured)}
+    forms = {label: unicodedata.normalize("NFC", label) for label in {*labels} - configured}
+    respelled = {label: named[form] for label, form in forms.items() if form in named}
+    return [respelled.get(label, label) for label in labels]
 
 
 def map_labels(source: SourceTiles, mapping: Mapping[str, str]) -> SourceTiles:

@@ -1,3 +1,4 @@
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,22 @@ def test_hiding_labels_of_read_tiles_equals_loading_for_each_seed(
         )
     monkeypatch.setattr(FileReader, "read", None)  # hiding labels reads no image
     hide_labels(all_tiles, section.labels, 9)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("source", ["folders", "table"])
+def test_classes_may_be_named_in_composed_or_decomposed_characters(tmp_path: Path, source: str, form: str) -> None:
+    """Zips and copies from macOS have decomposed names, and keyboards write composed ones."""
+    label, name = "no\u0308dule" if form == "NFC" else "n\u00f6dule", unicodedata.normalize(form, "n\u00f6dule")
+    rows = [{"path": f"{('x', label)[row % 2]}/{row}.png", "label": ("x", label)[row % 2]} for row in range(8)]
+    for row in rows:
+        paint(tmp_path / "set" / row["path"])
+    path = tmp_path / "set" if source == "folders" else write_table(tmp_path / "set/t.csv", rows)
+    tiles = read_tiles(TilesConfig(source=source, path=str(path), classes=(name, "x")), hold_out=False)
+    assert tiles.classes == (name, "x") and sorted(tiles.truth.tolist()) == [0] * 4 + [1] * 4
+    mapping = {name: "a", "x": "b"}
+    tiles = read_tiles(TilesConfig(source=source, path=str(path), class_map=mapping), hold_out=False)
+    assert tiles.classes == ("a", "b") and sorted(tiles.truth.tolist()) == [0] * 4 + [1] * 4
 
 
 def bare_table(folder: Path, splits: list[str] | None = None) -> str:

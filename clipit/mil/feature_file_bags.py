@@ -31,7 +31,7 @@ from clipit.stores.slide_features import find_copied_slides, find_feature_files,
 from clipit.tiles.cells import resolve_missing
 from clipit.tiles.groups import column_advice
 from clipit.tiles.hold_out import hold_out_test, hold_out_validation
-from clipit.tiles.source import ALIASES, DROPPED, check_class_names, check_group_names
+from clipit.tiles.source import ALIASES, DROPPED, check_class_names, check_group_names, spell_as_configured
 from clipit.tiles.splits import check_groups, resolve_splits
 from clipit.tiles.table import group_columns, open_table, read_columns
 from clipit.tiles.tileset import TileSet
@@ -202,7 +202,7 @@ def _read_slides(path: Path, files: Mapping[str, Path], options: TilesConfig) ->
         )
     stated_labels, label_remarks = resolve_missing(columns["label"], "label", config, path, table.row_name)
     groups, group_remarks = resolve_missing(columns.get("group", empty), "group", config, path, table.row_name)
-    labels, map_remarks = _map_labels(stated_labels, options.class_map, path)
+    labels, map_remarks = _map_labels(spell_as_configured(stated_labels, options), options.class_map, path)
     classes = _resolve_classes(labels, options.classes or (), path)
     spelling_remarks = check_group_names([group for group in groups if group], str(path))
     advice = column_advice(groups, names, group_columns(path, table, config), "rename it to group")

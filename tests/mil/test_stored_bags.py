@@ -324,6 +324,8 @@ def test_splits_and_classes_of_the_table_can_be_mapped(tmp_path: Path) -> None:
     assert bags.names.tolist() == [f"s{n:02d}" for n in range(10)] and bags.classes == ("x", "y")
     assert (bags.splits == "test").sum() == 4
     assert "dropped 2 slides in other splits (5: 2)" in bags.notes
+    decomposed = "\n".join(_split_table()).replace(".svs,a", ".svs,u\u0308")
+    assert _study_bags(tmp_path, decomposed, classes=["\u00fc", "b"]).classes == ("\u00fc", "b")
     three = "\n".join(["slide,label,group,split", *(_split_table()[1:])]).replace("s01.svs,a", "s01.svs,c")
     bags = _study_bags(tmp_path, three, class_map={"a": "x", "b": "y"}, classes=["y", "x"])
     assert "s01" not in bags.names.tolist() and bags.classes == ("y", "x")

@@ -92,9 +92,10 @@ _LONG_WORD = re.compile(rf"(?<![^\s{_OTHER_SCRIPTS}])[^\s{_OTHER_SCRIPTS}]{{{_MA
 
 _STEPS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"[_|]+"), " "),  # ruled lines and cell borders
-    # Runs of blanks are collapsed first, because the patterns below would take quadratic time on them.
+    # Runs of blanks are collapsed before and after drawn lines are dropped: other patterns take quadratic time on them.
     (re.compile(r"[ \t]+"), " "),
     (re.compile(rf"({_SCORE})|([-=*~#.^<>\\])\2{{2,}}"), r"\1 "),  # drawn lines and dotted leaders
+    (re.compile(r"[ \t]+"), " "),
     (re.compile(r"(?!(?<=[A-Z0-9])::[A-Z])([.,;:!?])(?:[ \t]*\1)+(?!(?<=[ \t]\.)\d)"), r"\1"),  # not "5 cm. .7 cm"
     (re.compile(r"(?<=\d)[ \t]+\.(?=\d)"), "."),  # "2 .5 cm"
     (re.compile(r"[ \t]+([,;])(?=\w)"), r"\1 "),  # "fat ,nodular"

@@ -1,6 +1,7 @@
 """Text cleaning removes noise and keeps all letters and digits."""
 
 import textwrap
+import time
 
 import pytest
 from hypothesis import assume, example, given
@@ -138,6 +139,12 @@ def test_scripts_without_spaces_are_kept(text: str) -> None:
 def test_drawn_lines_and_table_cells_are_not_long_words() -> None:
     text = clean_text("Diagnosis:" + "-" * 600 + "colon" + "|cell" * 200)
     assert drop_long_words(text)[1] == []
+
+
+def test_drawn_lines_with_blanks_take_linear_time() -> None:
+    start = time.process_time()
+    assert clean_text("Margins " + "==== " * 40_000 + "free.") == "Margins free."
+    assert time.process_time() - start < 10, "quadratic time would take minutes"
 
 
 def test_a_decimal_point_without_a_zero_is_kept() -> None:

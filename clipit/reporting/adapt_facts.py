@@ -6,6 +6,7 @@ _TEXT_COUNTS = {
     "empty_text_bags": "tiles without any text",
     "empty_texts": "empty texts, dropped",
     "examples_like_prompts": "examples with a text that equals a class name or prompt",
+    "long_words": "words of more than 500 characters, dropped",
     "minable_texts": "texts from which bags are mined",
     "pairs": "image-text pairs",
     "pruned_snippets": "snippets dropped by adapt.bags.margin",

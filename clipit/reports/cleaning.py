@@ -254,7 +254,7 @@ def _is_label(line: str) -> bool:
     return line[-1] not in ".;?!" and (heading is None or heading.end() < len(line))
 
 
-def _strip_markup(text: str) -> str:
+def strip_markup(text: str) -> str:
     """Replace HTML tags and entities; other text in angle brackets is kept."""
     if "<" in text:
         text = _BLOCK.sub("\n", _INLINE.sub("", _CELL.sub(" ", text)))
@@ -281,7 +281,7 @@ def clean_text(text: str, words: Collection[str] | None = None) -> str:
         words: Result of `compound_words` for the corpus; None for the words of this text.
     """
     text = _ESCAPED.sub(lambda match: " " if match.group().endswith("t") else "\n", text)
-    text = _normalise_characters(_strip_markup(text))
+    text = _normalise_characters(strip_markup(text))
     width = _wrapped_width(text)
     if _CHECKED.search(text):
         text = _OPTIONS.sub(lambda match: _UNCHECKED.sub("[ ]", _CHECKED.sub(r"[\1]", match.group())), text)

@@ -120,13 +120,14 @@ def describe_misread(texts: Sequence[str]) -> str:
     )
 
 
-def describe_replaced(texts: Sequence[str]) -> str:
+def describe_replaced(texts: Sequence[str], noun: str = "report") -> str:
     """State how many texts contain replacement characters, which stand for undecodable letters; "" if none do."""
     return _describe_matches(
         re.compile(r"\S{0,40}\ufffd\S{0,40}"),
         texts,
         "replacement characters (U+FFFD)",
-        "another program replaced letters that it could not convert; export the reports again",
+        f"another program replaced letters that it could not convert; export the {noun}s again",
+        noun,
     )
 
 
@@ -160,26 +161,29 @@ def describe_unknown_symbols(texts: Sequence[str]) -> str:
     )
 
 
-def describe_escaped(texts: Sequence[str]) -> str:
+def describe_escaped(texts: Sequence[str], noun: str = "report") -> str:
     """State how many texts contain escape sequences of other formats; "" if none do."""
     return _describe_matches(
         _ESCAPED,
         texts,
         "escape sequences",
         "they stand for line breaks and letters in another format (HL7, JSON, Python, e-mail); decode them, or export "
-        "the reports again",
+        f"the {noun}s again",
+        noun,
     )
 
 
-def _describe_matches(pattern: re.Pattern[str], texts: Sequence[str], kind: str, advice: str) -> str:
+def _describe_matches(
+    pattern: re.Pattern[str], texts: Sequence[str], kind: str, advice: str, noun: str = "report"
+) -> str:
     matches = [match.group() for text in texts if (match := pattern.search(text))]
     if not matches:
         return ""
-    reports = counted(len(matches), "report contains", "reports contain")
-    return f"{reports} {kind} such as {shortlist(list(dict.fromkeys(matches)), 3)}: {advice}"
+    affected = counted(len(matches), f"{noun} contains", f"{noun}s contain")
+    return f"{affected} {kind} such as {shortlist(list(dict.fromkeys(matches)), 3)}: {advice}"
 
 
-def describe_truncated(texts: Collection[str]) -> str:
+def describe_truncated(texts: Collection[str], noun: str = "report") -> str:
     """State how many texts another program has probably truncated; "" if none were.
 
     Truncated texts have the same length, which no other text exceeds, and end mid-sentence. One text is enough if
@@ -190,8 +194,8 @@ def describe_truncated(texts: Collection[str]) -> str:
     if longest < _MIN_LIMIT or len(cut) < (1 if longest in _LIMITS else 3):
         return ""
     return (
-        f"{counted(len(cut), 'report ends', 'reports end')} mid-sentence at exactly {longest:,} characters, and no "
-        "report is longer: another program has probably truncated them; export the reports again"
+        f"{counted(len(cut), f'{noun} ends', f'{noun}s end')} mid-sentence at exactly {longest:,} characters, and no "
+        f"{noun} is longer: another program has probably truncated them; export the {noun}s again"
     )
 
 

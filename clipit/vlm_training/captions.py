@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from clipit.errors import counted
+from clipit.errors import counted, shortlist
 from clipit.prompts.prompt_set import PromptSet
-from clipit.reports.cleaning import clean_text
+from clipit.reports.cleaning import clean_text, drop_long_words, strip_markup
+from clipit.reports.encodings import describe_escaped, describe_replaced, describe_truncated, find_misread
 from clipit.reports.snippets import split_reports
 from clipit.types import TokenCounter
 from clipit.vlm_training.bag_batches import BagExamples, Members
@@ -21,7 +22,7 @@ class FittedTexts:
     Attributes:
         texts: Distinct texts, sorted.
         members: Rows of the texts of each example.
-        counts: Numbers of texts that were empty, repeated within an example, or split.
+        counts: Numbers of texts that were empty, repeated within an example, or split, and of long words dropped.
     """
 
     texts: list[str]
@@ -29,11 +30,24 @@ class FittedTexts:
     counts: dict[str, int]
 
 
+def describe_caption_faults(texts: Sequence[str]) -> list[str]:
+    """Describe faults that another program left in texts within the context length, which are not cleaned."""
+    misread, marked = find_misread(texts), [text for text in texts if strip_markup(text) != text]
+    faults = [describe(texts, "text") for describe in (describe_replaced, describe_escaped, describe_truncated)]
+    if misread:
+        faults.append(f"misread characters in texts, such as {shortlist(misread, 3)}: export the texts again as UTF-8")
+    if marked:
+        found = counted(len(marked), "text contains", "texts contain")
+        shown = shortlist([text[:60] for text in marked], 3)
+        faults.append(f"{found} HTML, such as {shown}: export the texts again as plain text")
+    return list(filter(None, faults))
+
+
 def fit_texts(captions: Sequence[Sequence[str]], count_tokens: TokenCounter, budget: int) -> FittedTexts:
     """Split texts over the context length into snippets, and merge identical texts.
 
-    Texts within the context length are not changed. The others are cleaned and split like reports, and each piece
-    becomes a text of the example.
+    Texts within the context length are not changed. The others are cleaned and split like reports, without words of
+    more than 500 characters, and each piece becomes a text of the example.
 
     Args:
         count_tokens: Function that counts the tokens of each text, including special tokens, without truncation.
@@ -41,7 +55,8 @@ def fit_texts(captions: Sequence[Sequence[str]], count_tokens: TokenCounter, bud
     """
     distinct = [text for text in dict.fromkeys(text for each in captions for text in each) if _has_words(text)]
     too_long = [text for text, n in zip(distinct, count_tokens(distinct), strict=True) if n > budget]
-    pieces = split_reports([clean_text(text) for text in too_long], count_tokens, budget)
+    cleaned = [drop_long_words(clean_text(text)) for text in too_long]
+    pieces = split_reports([text for text, _ in cleaned], count_tokens, budget)
     pieces_of = {text: [piece.text for piece in each] for text, each in zip(too_long, pieces, strict=True)}
     fitted = [
         [piece_text for text in each if _has_words(text) for piece_text in pieces_of.get(text, [text])]
@@ -54,6 +69,7 @@ def fit_texts(captions: Sequence[Sequence[str]], count_tokens: TokenCounter, bud
         "empty_texts": sum(not _has_words(text) for each in captions for text in each),
         "repeated_texts": sum(map(len, fitted)) - sum(map(len, members)),
         "split_texts": len(too_long),
+        "long_words": sum(len(dropped) for _, dropped in cleaned),
     }
     return FittedTexts(texts, Members.of(members), counts)
 

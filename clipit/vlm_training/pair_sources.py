@@ -4,7 +4,7 @@ import json
 import logging
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from clipit.tiles.table import TileTable, group_columns, image_root, open_files,
 from clipit.tiles.tar_index import FIELD_PREFIX, index_shards
 from clipit.tiles.tileset import TileSet
 from clipit.tiles.webdataset import read_webdataset
+from clipit.vlm_training.captions import describe_caption_faults
 
 logger = logging.getLogger(__name__)
 
@@ -77,10 +78,12 @@ def read_captioned(section: PairsConfig, root: Path) -> CaptionedTiles:
         tiles = replace(tiles, notes=tuple(map(_pair_keys, tiles.notes)))
         check_groups(tiles)
         tiles = check_images(tiles, config.unreadable)
+        faults = describe_caption_faults([text for texts in captions for text in texts])
         if advice := column_advice(source.groups, source.ids, source.columns):
-            note = f"WARNING: {_pair_keys(advice)}"
-            logger.warning(note)
-            tiles = replace(tiles, notes=(*tiles.notes, note))
+            faults.append(_pair_keys(advice))
+        for fault in faults:
+            logger.warning(f"WARNING: {fault}")
+        tiles = replace(tiles, notes=(*tiles.notes, *(f"WARNING: {fault}" for fault in faults)))
     return CaptionedTiles(tiles, captions)
 
 
@@ -130,9 +133,9 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
         for field, name_in_table in names.items()
         if field != "text" and name_in_table in table.names
     }
-    texts = [_caption(value, path, table.row_name(row)) for row, value in enumerate(table.column(names["text"]))]
+    texts = [_captions(value, path, table.row_name(row)) for row, value in enumerate(table.column(names["text"]))]
     files = [posixpath.normpath(name.replace("\\", "/")) if name else "" for name in cells["path"]]
-    rows = _rows_by_file(files, cells, path, table)
+    rows = _rows_by_file(files, cells, path, table, section.columns)
     first = [each[0] for each in rows]
     images = image_root(section.images, path, [files[row] for row in first], _IMAGES)
     reader, stamps = open_files(images, [files[row] for row in first], path, config.unreadable, _IMAGES)
@@ -161,11 +164,17 @@ def _read_table(config: TilesConfig, section: PairsConfig) -> tuple[SourceTiles,
         notes=notes,
         columns={name: [values[row] for row in first] for name, values in group_columns(path, table, config).items()},
     )
-    return source, [[texts[row] for row in each] for each in rows]
+    return source, [[text for row in each for text in texts[row]] for each in rows]
 
 
-def _rows_by_file(files: list[str], cells: dict[str, list[str]], path: Path, table: TileTable) -> list[list[int]]:
-    """Return the rows of each file, in order of first occurrence; rows of a file may differ only in the text."""
+def _rows_by_file(
+    files: list[str], cells: dict[str, list[str]], path: Path, table: TileTable, columns: Mapping[Any, str]
+) -> list[list[int]]:
+    """Return the rows of each file, in order of first occurrence; rows of a file may differ only in the text.
+
+    Args:
+        columns: Configured column of each field (`adapt.pairs.columns`).
+    """
     if not files:
         raise DataError("the table has no rows", where=path, fix="add one row per image-text pair")
     nameless = [table.row_name(row) for row, name in enumerate(files) if not name]
@@ -180,7 +189,7 @@ def _rows_by_file(files: list[str], cells: dict[str, list[str]], path: Path, tab
         rows.setdefault(name, []).append(row)
     others = [name for name in cells if name != "path"]
     wrong = [
-        f"{table.row_name(row)} ({name})"
+        (table.row_name(row), name)
         for each in rows.values()
         for row in each[1:]
         for name in others
@@ -188,9 +197,13 @@ def _rows_by_file(files: list[str], cells: dict[str, list[str]], path: Path, tab
     ]
     if wrong:
         raise DataError(
-            f"rows of the same image differ in more than the text: {shortlist(wrong)}",
+            "rows of the same image differ in more than the text: "
+            f"{shortlist([f'{row} ({name})' for row, name in wrong])}",
             where=path,
-            fix="give all rows of an image the same id, group, split and mpp",
+            fix="if the column id does not identify images, use the paths as ids: set "
+            f"--adapt.pairs.columns.id={columns.get('path', 'path')}; otherwise give all rows of an image the same id"
+            if "id" not in columns and {name for _, name in wrong} == {"id"}
+            else "give all rows of an image the same id, group, split and mpp",
         )
     return list(rows.values())
 
@@ -206,16 +219,26 @@ def _read_shards(config: TilesConfig, section: PairsConfig, root: Path) -> tuple
             if field not in index.unread
             else f"name the members .{field}.txt and set adapt.pairs.columns.text to {field}.txt",
         )
-    captions = []
-    for row, stored in enumerate(index.text(f"{FIELD_PREFIX}{field}")):
-        value = json.loads(stored) if stored else ""
-        values = value if isinstance(value, list) else [value]
-        captions.append([_caption(each, config.path, index.members[row]) for each in values])
+    captions = [
+        _captions(json.loads(stored) if stored else "", config.path, index.members[row])
+        for row, stored in enumerate(index.text(f"{FIELD_PREFIX}{field}"))
+    ]
     return read_webdataset(config, root, field), captions
+
+
+def _captions(value: Any, where: object, row_name: str) -> list[str]:
+    """Return the texts in a cell, which contains one text or a list of texts."""
+    return [_caption(each, where, row_name) for each in (value if isinstance(value, list) else [value])]
 
 
 def _caption(value: Any, where: object, row_name: str) -> str:
     """Translate symbols in a text, and replace line breaks and other white space with single spaces."""
+    if isinstance(value, int | float) and value == value:  # NaN, a missing value, differs from itself
+        raise DataError(
+            f"the text of {row_name} is a number ({value})",
+            where=where,
+            fix="set adapt.pairs.columns.text to the column with the texts",
+        )
     try:
         text = cell_text(" ".join(value.split()) if isinstance(value, str) else value)
     except ValueError as error:

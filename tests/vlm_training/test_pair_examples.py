@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from tiny_models import WORDS, MakeConfig
 
@@ -15,6 +16,7 @@ from clipit.config.run import RunConfig
 from clipit.config.vlm_training import AdaptConfig, PairsConfig
 from clipit.errors import DataError
 from clipit.vlm_training.bag_batches import BagExamples
+from clipit.vlm_training.captions import fit_texts
 from clipit.vlm_training.examples import examples_content, make_examples, validation_examples
 from clipit.vlm_training.pair_examples import draw_partners
 from clipit.vlm_training.pair_sources import read_captioned
@@ -73,6 +75,59 @@ def test_symbols_in_texts_are_translated(config: RunConfig, tmp_path: Path) -> N
     content = [*rows(), ("images/train-003.png", "\uf062-catenin \uf03c 5%", "train-0")]
     texts = make(config, write_table(tmp_path / "pairs.csv", config, content)).texts
     assert "\u03b2-catenin < 5%" in texts
+
+
+def test_parquet_tables_may_have_lists_of_texts_but_not_numbers(config: RunConfig, tmp_path: Path) -> None:
+    content = [(path, [text, f"{text} again"], group) for path, text, group in rows()]
+    section = write_table(tmp_path / "pairs.csv", config, [])
+    frame = pd.DataFrame(content, columns=["filepath", "title", "user"])
+    frame.to_parquet(tmp_path / "pairs.parquet")
+    pairs = section.pairs.model_copy(update={"path": str(tmp_path / "pairs.parquet")})
+    captioned = read_captioned(pairs, tmp_path)
+    assert [captioned.captions_of(row) for row in range(24)] == [texts for _, texts, _ in content]
+    frame.assign(title=[1.5, *[None] * 23]).to_parquet(tmp_path / "pairs.parquet")
+    with pytest.raises(DataError, match=r"(?s)the text of row 1 is a number \(1\.5\).*adapt\.pairs\.columns\.text"):
+        read_captioned(pairs, tmp_path)
+    frame.assign(title=float("nan")).to_parquet(tmp_path / "pairs.parquet")
+    assert set(map(tuple, read_captioned(pairs, tmp_path).captions)) == {("",)}
+
+
+def test_faults_of_texts_are_warnings(config: RunConfig, tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    assert read_captioned(write_table(table, config, rows()).pairs, tmp_path).tiles.notes == ()
+    faulty = [
+        "Entz\u00c3\u00bcndung",
+        "Entz\ufffdndung",
+        "<p>tumour &lt; 5 %</p>",
+        "see \\u00e4",
+        "atypia < 5 % & mitoses",
+    ]
+    content = [(path, text, group) for (path, _, group), text in zip(rows(5), faulty, strict=True)]
+    notes = read_captioned(write_table(table, config, content).pairs, tmp_path).tiles.notes
+    assert len(notes) == 4 and all(note.startswith("WARNING: ") for note in notes)
+    for part in (
+        "misread characters in texts, such as \u00c3\u00bc",
+        "1 text contains replacement",
+        "1 text contains HTML",
+    ):
+        assert part in " ".join(notes)
+
+
+def test_a_column_of_caption_ids_is_named(config: RunConfig, tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    content = [*rows(), ("images/train-003.png", "a second text", "train-0")]
+    pairs = write_table(table, config, content).pairs
+    lines = table.read_text(encoding="utf-8").splitlines()
+    table.write_text("\n".join([f"id,{lines[0]}", *(f"{n},{line}" for n, line in enumerate(lines[1:]))]))
+    with pytest.raises(DataError, match=r"(?s)record 25 .*\(id\).*set --adapt\.pairs\.columns\.id=filepath; otherwise"):
+        read_captioned(pairs, tmp_path)
+    captioned = read_captioned(pairs.model_copy(update={"columns": {**pairs.columns, "id": "filepath"}}), tmp_path)
+    assert captioned.captions_of(3) == [content[3][1], "a second text"]
+
+
+def test_encoded_images_in_texts_are_dropped() -> None:
+    fitted = fit_texts([["see figure " + "iVBORw0KGgo" * 50]], lambda texts: [len(text) // 4 + 2 for text in texts], 20)
+    assert fitted.texts == ["see figure"] and fitted.counts["long_words"] == 1
 
 
 def test_every_image_is_paired_with_its_texts_and_groups_do_not_cross_splits(config: RunConfig, tmp_path: Path) -> None:

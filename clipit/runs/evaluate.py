@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipit.config.run import RunConfig
 from clipit.distributed import get_processes
-from clipit.errors import ArtifactError
+from clipit.errors import ArtifactError, DataError
 from clipit.evaluation.human_ceiling import human_ceiling
 from clipit.evaluation.predictions import PREDICTIONS, read_predictions, write_predictions
 from clipit.evaluation.run_scores import evaluate_predictions
@@ -63,10 +63,9 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
     classifier = open_classifier(config, folder, tiles.classes)
     embeddings = zero_shot_embeddings(classifier, workspace.prompts, tiles.classes)
     by_split = []
-    for split in config.evaluation.splits:
-        if len(chosen := tiles.of_split(split)):
-            source, size = workspace.pixels(split, classifier.spec.preprocess), config.evaluation.batch_size
-            by_split.append(predict_tiles(classifier, chosen, source, embeddings, size, split))
+    for split in evaluated_splits(config, tiles):
+        source, size = workspace.pixels(split, classifier.spec.preprocess), config.evaluation.batch_size
+        by_split.append(predict_tiles(classifier, tiles.of_split(split), source, embeddings, size, split))
     if not get_processes().main:
         return {}
     write_predictions(folder / PREDICTIONS, join_predictions(by_split))
@@ -74,6 +73,20 @@ def evaluate_run(config: RunConfig, workspace: Workspace, folder: Path) -> dict[
     described = replace(tiles, notes=tuple(dict.fromkeys([*tiles.notes, *facts.get("notes", [])]))).describe()
     texts = {"Tiles": described} | facts.pop("sections", {})
     return _write_results(config, folder, tiles, _provenance(config, classifier, workspace.prompts) | facts, texts)
+
+
+def evaluated_splits(config: RunConfig, tiles: TileSet) -> list[str]:
+    """List the splits of `evaluation.splits` that have tiles.
+
+    Raises:
+        DataError: None of them has tiles.
+    """
+    splits: list[str] = [split for split in config.evaluation.splits if (tiles.splits == split).any()]
+    if not splits:
+        raise DataError(
+            "none of the splits to evaluate has tiles", where="evaluation.splits", fix="choose splits that have tiles"
+        )
+    return splits
 
 
 def evaluate_again(config: RunConfig, workspace: Workspace, folder: Path | None = None) -> tuple[Path, dict[str, Any]]:
@@ -190,7 +203,7 @@ def _write_results(
     """Score the predictions in a folder, and write plots, summary, page, card and, last of all, results.json."""
     path = folder / PREDICTIONS
     sha256, predictions = file_sha256(path), read_predictions(path)
-    splits = [split for split in config.evaluation.splits if (predictions.splits == split).any()]
+    splits: list[str] = [split for split in config.evaluation.splits if (predictions.splits == split).any()]
     scores = evaluate_predictions(predictions, splits, config.evaluation.bootstrap, config.seed)
     ceiling = human_ceiling(tiles.of_split("test"))
     if ceiling is not None and "test" in splits:

@@ -140,15 +140,7 @@ def classifier_logits(
 
 
 def join_predictions(by_split: Sequence[Predictions]) -> Predictions:
-    """Concatenate the predictions of several splits.
-
-    Raises:
-        DataError: There are no predictions, because no split has tiles.
-    """
-    if not by_split:
-        raise DataError(
-            "none of the splits to evaluate has tiles", where="evaluation.splits", fix="choose splits that have tiles"
-        )
+    """Concatenate the predictions of at least one split."""
     zero_shots = [each.zero_shot for each in by_split if each.zero_shot is not None]
     return Predictions(
         ids=np.concatenate([each.ids for each in by_split]),

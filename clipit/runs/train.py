@@ -18,7 +18,7 @@ from clipit.evaluation.predictions import softmax
 from clipit.images.image_set import crop_warning
 from clipit.output_files.run_files import RUN_FINGERPRINT, recorded_fingerprint, write_run_json
 from clipit.reporting.training_curves import describe_log
-from clipit.runs.evaluate import evaluate_run
+from clipit.runs.evaluate import evaluate_run, evaluated_splits
 from clipit.runs.fingerprint import run_fingerprint
 from clipit.runs.folder import (
     claim_folder,
@@ -125,7 +125,8 @@ def _train_and_evaluate(
     from clipit.training.memory_plan import plan_memory
 
     tiles = workspace.tiles(config.seed)
-    # Plan before models are loaded, so that missing labels are reported early.
+    # Before models are loaded, so that missing labels and missing tiles are reported early.
+    evaluated_splits(config, tiles)
     plan = plan_batches(config, tiles.of_split("train").labels >= 0)
     student, backbone = _build_student(config, workspace, tiles)
     fingerprint = run_fingerprint(config, workspace, backbone.fingerprint)

@@ -18,7 +18,7 @@ import clipit.runs.train as run_module
 import clipit.training.step as step_module
 import clipit.training.train_student as train_student_module
 from clipit.config.run import RunConfig
-from clipit.errors import ArtifactError, ModelError
+from clipit.errors import ArtifactError, DataError, ModelError
 from clipit.runs.train import run_folder, train_run
 from clipit.training.arms import ARMS, resolve_arm
 from clipit.training.terms.term_table import active_terms
@@ -416,6 +416,17 @@ def test_full_disk_during_training(configure: MakeConfig, train: Train, monkeypa
     assert not (run_folder(config) / "classifier").exists()
     monkeypatch.undo()
     assert (train(config) / "results.json").is_file()
+
+
+def test_splits_without_tiles_fail_before_training(configure: MakeConfig, tmp_path: Path) -> None:
+    source = Path(configure().tiles.path)
+    table = tmp_path / "tiles.csv"
+    table.write_text("\n".join(line for line in source.read_text().splitlines() if ",test" not in line) + "\n")
+    keys = {"tiles.path": str(table), "tiles.images": str(source.parent), "evaluation.splits": ["test"]}
+    config = configure(keys, name="without_test", arm="image_only")
+    with pytest.raises(DataError, match="none of the splits to evaluate has tiles"):
+        train_run(config)
+    assert not (run_folder(config) / "metrics.jsonl").exists()
 
 
 def test_evaluating_a_missing_run_is_an_error(configure: MakeConfig) -> None:

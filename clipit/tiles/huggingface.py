@@ -103,8 +103,8 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
     unread = unread_metadata(config)
     undecoded: dict[str, Any] = {}
     described: dict[str, SplitRows] = {}
+    check_columns({split: rows.column_names for split, rows in splits.items()}, config)
     for split, rows in splits.items():
-        check_columns(split, rows.column_names, config)
         check_arrow(rows, f"{config.path}, split {split}")
         undecoded[split] = _undecoded_images(rows, column, config.path)
         described[split] = _describe_rows(
@@ -198,6 +198,7 @@ def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Re
     columns: dict[str, list[str]] = {key: [] for key in names}
     split_of_row: list[str] = []
     stamps: list[str] = []
+    unlabelled: list[str] = []
     classes: tuple[str, ...] | None = None
     present = {name for rows in splits.values() for name in rows.names}
     others: dict[str, list[str]] = {
@@ -206,10 +207,14 @@ def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Re
         if is_group_column(name) and names["group"] not in present
     }
     for split, rows in splits.items():
-        split_classes = tuple(map(trimmed, rows.class_names.get(names["label"], ()))) or None
-        if classes is not None and split_classes != classes:
-            raise DataError("the splits have different class names", where=config.path, fix="repair the data set")
-        classes = split_classes
+        if names["label"] in rows.names:
+            split_classes = tuple(map(trimmed, rows.class_names.get(names["label"], ()))) or None
+            if classes is not None and split_classes != classes:
+                raise DataError("the splits have different class names", where=config.path, fix="repair the data set")
+            classes = split_classes
+        elif names["label"] in present and _needs_labels(config):
+            all_rows = counted(rows.count, "tile is", "tiles are")
+            unlabelled.append(f"split {split} has no column {names['label']}: its {all_rows} unlabelled")
         split_of_row += [split] * rows.count
         stamps += rows.stamps
         where = f"{config.path}, split {split}"
@@ -249,6 +254,7 @@ def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Re
         where=config.path,
         classes=classes and tuple(filter(None, dict.fromkeys(classes))),  # "" marks missing labels, as in tables
         notes=(
+            *unlabelled,
             *label_notes,
             *group_notes,
             *split_notes(unread, lambda name: _named_cells(only, name, config.path), _SPLIT_ADVICE),
@@ -267,15 +273,32 @@ def text_columns(config: TilesConfig) -> list[str]:
     return sorted({name for key, name in _column_names(config).items() if key != "path"})
 
 
-def check_columns(split: str, present: Sequence[str], config: TilesConfig) -> None:
-    """Check that a split has the columns that the configuration needs.
+def check_columns(splits: Mapping[str, Sequence[str]], config: TilesConfig) -> None:
+    """Check that the splits have the columns that the configuration needs.
+
+    Splits without the label column are unlabelled if another split has it.
+
+    Args:
+        splits: Columns of each split.
 
     Raises:
         DataError: Columns are missing.
     """
     names = _column_names(config)
-    labelled = config.labels.kind != "none" and config.annotations is None
-    required = {"path"} | set(config.columns) - {"split"} | ({"label"} if labelled else set())
+    required = {"path"} | set(config.columns) - {"split"} | ({"label"} if _needs_labels(config) else set())
+    if any(names["label"] in present for present in splits.values()):
+        required -= {"label"}
+    for split, present in splits.items():
+        _check_split(split, present, required, names, config)
+
+
+def _needs_labels(config: TilesConfig) -> bool:
+    return config.labels.kind != "none" and config.annotations is None
+
+
+def _check_split(
+    split: str, present: Sequence[str], required: Iterable[str], names: Mapping[str, str], config: TilesConfig
+) -> None:
     missing = sorted(names[key] for key in required if names[key] not in present)
     if missing:
         folder, fix = Path(config.path).expanduser(), "set the column names in tiles.columns (path: the image column)"

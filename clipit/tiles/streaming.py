@@ -150,8 +150,8 @@ def describe_set(config: TilesConfig, root: Path | None) -> StreamedSet:
             described = _read_description(build_once(root, "streamed_set", {**inputs, "cells": "all text"}, make))
     splits = select_splits(described.splits, config)
     notes = (*unused_splits(dict.fromkeys(described.splits), splits), *unread_metadata(config))
-    for name, split in splits.items():
-        check_columns(name, split.columns, config)
+    check_columns({name: split.columns for name, split in splits.items()}, config)
+    for split in splits.values():
         if split.kinds[column] != "image":
             raise not_images(column, split.kinds[column], config.path)
     return replace(described, splits=splits, notes=notes)

@@ -603,3 +603,30 @@ def test_class_folders_that_datasets_does_not_use_as_labels_are_errors(
         paint(tmp_path / "set" / name, number)
     with pytest.raises(DataError, match=r"missing columns: label; .* has: image(.|\n)*fix: set tiles.source: folders"):
         read_tiles(config(tmp_path / "set", columns={}, streaming=streaming), root=tmp_path / "out")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("names", [["benign", "tumour"], None])
+def test_splits_without_the_label_column_are_unlabelled(
+    tmp_path: Path, names: list[str] | None, streaming: bool
+) -> None:
+    import datasets
+
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "PNG")
+    image = {"bytes": stream.getvalue(), "path": None}
+    label = datasets.ClassLabel(names=names) if names else datasets.Value("string")
+    images = datasets.Features({"image": datasets.Image()})
+    extra = datasets.Dataset.from_dict({"image": [image] * 3}, features=images)
+    rows = {"image": [image] * 4, "label": ["benign", "tumour"] * 2}
+    train = datasets.Dataset.from_dict(rows, features=datasets.Features({**images, "label": label}))
+    datasets.DatasetDict({"extra": extra, "train": train}).save_to_disk(str(tmp_path / "set"))
+    keys = config(tmp_path / "set", splits={"train": ["train", "extra"]}, streaming=streaming)
+    tiles = read_tiles(keys, root=tmp_path / "kept", hold_out=False)
+    assert tiles.classes == ("benign", "tumour") and sorted(tiles.truth) == [-1, -1, -1, 0, 0, 1, 1]
+    assert "split extra has no column label: its 3 tiles are unlabelled" in tiles.notes
+    keys = config(
+        tmp_path / "set", splits={"train": ["train", "extra"]}, streaming=streaming, columns={"label": "kind"}
+    )
+    with pytest.raises(DataError, match="missing columns: kind; split extra has: image\n"):
+        read_tiles(keys, root=tmp_path / "kept", hold_out=False)

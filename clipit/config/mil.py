@@ -68,8 +68,8 @@ class MilConfig(Section):
     """Folder of .h5 files, one per slide, or a single file, for `features: h5`."""
     slides: LocalPath[str | None] = None
     """Table with the columns `slide`, `label`, `group` (patient) and `split`, for `features: h5`; whole patients are
-    held out for validation and testing if the table has no such split. The keys classes, class_map, splits and
-    other_parts of the `tiles` section apply to this table."""
+    held out for validation and testing if the table has no such split. The keys classes, class_map, splits
+    and other_parts of the `tiles` section apply to this table, as do its `columns` for label, group and split."""
     validation_fraction: float = Field(0.2, gt=0, lt=1)
     """Fraction of the patients of `slides` held out for validation if the table has no validation split."""
     test_fraction: float = Field(0.2, gt=0, lt=1)

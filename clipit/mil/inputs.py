@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 from clipit.config.load import names_tiles
 from clipit.config.mil import MilConfig
-from clipit.config.run import RunConfig
+from clipit.config.run import RunConfig, TilesConfig
 from clipit.errors import ConfigError
 from clipit.evaluation.zero_shot import prompt_embeddings
 from clipit.mil.feature_file_bags import HeldOut, bags_of_files
@@ -70,7 +70,7 @@ def check_hidden_labels(config: RunConfig, mil: MilConfig) -> None:
     Raises:
         ConfigError: `tiles.labels` hides tile labels, which has no effect on bags.
     """
-    if mil.features != "h5" and config.tiles.labels.kind != "all":
+    if config.tiles.labels.kind != "all":
         raise ConfigError(
             f"tiles.labels hides tile labels (kind: {config.tiles.labels.kind}), which has no effect on bag labels",
             where="tiles.labels",
@@ -128,7 +128,9 @@ def _read_files(workspace: Workspace, mil: MilConfig, with_zero_shot: bool, note
     check_output(config.output)
     held_out = HeldOut(mil.validation_fraction, mil.test_fraction, mil.split_seed)
     files, table = Path(str(mil.h5)), Path(str(mil.slides))
-    bags = bags_of_files(files, table, mil.bags, held_out, config.tiles)
+    exclude = config.leaks.policy == "exclude"
+    bags = bags_of_files(files, table, mil.bags, held_out, config.tiles, exclude_leaks=exclude)
+    notes += _ignored_keys(config)
     zero_shot = None
     if with_zero_shot:
         _check_joint(bags, workspace)
@@ -139,6 +141,13 @@ def _read_files(workspace: Workspace, mil: MilConfig, with_zero_shot: bool, note
         zero_shot = _zero_shot(workspace, bags)
     facts = {"features": str(files), "slides": str(table), "fingerprint": bags.reader.fingerprint()}
     return MilInputs(workspace, bags, None, zero_shot, facts, (*notes, *bags.notes))
+
+
+def _ignored_keys(config: RunConfig) -> list[str]:
+    """Return a note on keys that hold out tiles, not slides of a table."""
+    keys = ("validation_fraction", "test_fraction", "folds")
+    given = [f"tiles.{key}" for key in keys if getattr(config.tiles, key) != TilesConfig.model_fields[key].default]
+    return [f"{', '.join(given)}: no effect on feature files; use mil.{keys[0]} or mil.{keys[1]}"] if given else []
 
 
 def _check_joint(bags: MilBags, workspace: Workspace) -> None:

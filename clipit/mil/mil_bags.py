@@ -190,6 +190,21 @@ def keep_labels(bags: MilBags, per_class: int | None, seed: int) -> MilBags:
     return replace(bags, labels=labels)
 
 
+def label_budget_note(bags: MilBags, per_class: int | None) -> tuple[str, ...]:
+    """Return a note on the labels that `keep_labels` keeps, and on classes with fewer; () if all are kept."""
+    if per_class is None:
+        return ()
+    counts = {
+        f"{name} ({split} {number})": number
+        for split in _TRAINING_SPLITS
+        for code, name in enumerate(bags.classes)
+        for number in [int(((bags.splits == split) & (bags.labels == code)).sum())]
+    }
+    fewer = [name for name, number in counts.items() if number < per_class]
+    note = f"labels used: {per_class} training and {per_class} validation bags per class, drawn for each seed"
+    return (note + (f"; there are fewer of {shortlist(fewer)}" if fewer else ""),)
+
+
 def shuffle_labels(bags: MilBags, seed: int) -> MilBags:
     """Permute the labels of the training bags and, separately, those of the validation bags (control).
 

@@ -21,7 +21,7 @@ from clipit.evaluation.slide_sets import Level, PoolingKey, SlideSet, collect_sl
 from clipit.mil.inputs import ZERO_SHOT, MilInputs, ZeroShot, check_hidden_labels, read_inputs
 from clipit.mil.maps import MilMaps, check_mask_settings, make_maps, read_masks
 from clipit.mil.mil_arms import ARMS, FLOOR, arm_targets, arm_titles, check_arms, class_frequencies
-from clipit.mil.mil_bags import MilBags, keep_labels
+from clipit.mil.mil_bags import MilBags, keep_labels, label_budget_note
 from clipit.mil.train_network import MilModel, check_trainable, train_bag_network
 from clipit.output_files.artifacts import locked, write_record
 from clipit.output_files.whole_files import write_frame, write_text
@@ -77,7 +77,8 @@ def mil_study(config: RunConfig, mil: MilConfig) -> Path:
     check_mask_settings(mil, config.tiles)
     inputs = read_inputs(config, mil)
     unknown = int(((inputs.bags.known_patients == "") & (inputs.bags.labels >= 0)).sum())
-    inputs = replace(inputs, notes=(*unknown_patients_note(unknown), *inputs.notes))
+    budget = label_budget_note(inputs.bags, mil.labels_per_class)
+    inputs = replace(inputs, notes=(*unknown_patients_note(unknown), *budget, *inputs.notes))
     if get_processes().main:
         logged = () if inputs.tiles is None else inputs.tiles.notes  # logged when the tiles were read
         for note in inputs.notes:

@@ -11,7 +11,7 @@ from clipit.config.run import TilesConfig
 from clipit.errors import ConfigError, DataError, counted, counted_of, shortlist
 from clipit.patients import match_patients, patients
 from clipit.tiles.source import ALIASES
-from clipit.tiles.tileset import TileSet
+from clipit.tiles.tileset import SPLITS, TileSet
 
 Rows = TypeVar("Rows")
 
@@ -159,6 +159,18 @@ def crossing_groups(
         if group:
             splits_of.setdefault(group, set()).add(split)
     return [f"{group} ({', '.join(sorted(each))})" for group, each in sorted(splits_of.items()) if len(each) > 1]
+
+
+def drop_crossing(tiles: TileSet) -> tuple[TileSet, int]:
+    """Drop tiles of patients or slides in several splits, except those in the last of these splits, and count them."""
+    owners = patients_across_splits(tiles.groups, tiles.ids, tiles.splits)
+    ranks = np.array([SPLITS.index(split) for split in tiles.splits.tolist()], dtype=np.int64)
+    last: dict[str, int] = {}
+    for owner, rank in zip(owners.tolist(), ranks.tolist(), strict=True):
+        last[owner] = max(rank, last.get(owner, rank))
+    is_last = [not owner or last[owner] == rank for owner, rank in zip(owners.tolist(), ranks.tolist(), strict=True)]
+    kept = np.array(is_last, dtype=np.bool_)
+    return tiles.select(kept), int((~kept).sum())
 
 
 def check_groups(tiles: TileSet) -> None:

@@ -96,6 +96,7 @@ def test_classes_may_be_numbers(configure_file: MakeFile, tmp_path: Path) -> Non
     pd.DataFrame(rows).to_csv(tmp_path / "slides.csv", index=False)
     keys = {
         "output": str(tmp_path / "out"),
+        "tiles.labels.kind": "all",
         "mil.features": "h5",
         "mil.h5": str(tmp_path / "h5"),
         "mil.slides": str(tmp_path / "slides.csv"),

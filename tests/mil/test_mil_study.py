@@ -230,6 +230,7 @@ def test_invalid_study_configurations_are_rejected(
     assert_error(ConfigError, "unknown arms: median", {"mil.arms": ["mean", "median"]})
     assert_error(ConfigError, "must be one of the arms", {"mil.reference": "max", "mil.arms": ["mean"]})
     assert_error(ConfigError, "h5 and slides are read only", {"mil.features": "vlm"})
+    assert_error(ConfigError, "tiles.labels.*mil.labels_per_class", {"tiles.labels.kind": "none"})
     masks = {"mil.masks": str(tmp_path), "mil.mask_values": {"benign": 1}}
     assert_error(ConfigError, "only maps of slides", {**masks, "mil.arms": ["mean"]})
     without_files = {**feature_files["mil"], "features": "vlm", "h5": None, "slides": None}

@@ -12,7 +12,7 @@ from clipit.config.mil import MilTrainingConfig
 from clipit.errors import ArtifactError, DataError
 from clipit.mil import train_network
 from clipit.mil.mil_arms import ARMS, class_frequencies
-from clipit.mil.mil_bags import keep_labels, shuffle_labels, unchanged_shares
+from clipit.mil.mil_bags import keep_labels, label_budget_note, shuffle_labels, unchanged_shares
 from clipit.mil.network import MilNetwork
 from clipit.mil.train_network import train_bag_network
 
@@ -173,6 +173,11 @@ def test_kept_labels_are_nested_and_test_labels_unchanged() -> None:
     assert few.counts()["train"] == {"benign": 2, "malignant": 2, "(no label)": 8}
     assert few.counts()["test"] == bags.counts()["test"]
     assert set(few.names[few.labels >= 0]) <= set(more.names[more.labels >= 0])
+    assert label_budget_note(bags, None) == ()
+    (note,) = label_budget_note(bags, 4)
+    assert note == "labels used: 4 training and 4 validation bags per class, drawn for each seed"
+    (note,) = label_budget_note(bags, 7)
+    assert "; there are fewer of benign (train 6), malignant (train 6), benign (validation 6), malignant" in note
     assert set(few.names[few.labels >= 0]) != set(keep_labels(bags, 2, 6).names[keep_labels(bags, 2, 6).labels >= 0])
 
 

@@ -12,6 +12,7 @@ import pytest
 from mil_bags import tiles_of, write_features
 from tiny_models import write_store
 
+from clipit.config.data import TilesConfig
 from clipit.config.mil import MilConfig
 from clipit.config.run import RunConfig
 from clipit.errors import DataError
@@ -115,6 +116,19 @@ def test_feature_files_form_bags_by_slide_or_patient(tmp_path: Path) -> None:
     before = slides.fingerprint
     write_features(tmp_path / "h5" / "s00.h5", np.ones((3, 4), np.float32))
     assert bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT).fingerprint != before
+
+
+def test_training_slides_of_test_patients_are_dropped_on_request(tmp_path: Path) -> None:
+    splits = ["train", "validation", "train", "validation", "test", "test"]
+    rows = [f"{row},{splits[n // 2]}" for n, row in enumerate(_table_rows())]
+    rows[9] = rows[9].replace("p4", "p0")  # s00 and s01 of p0 are training slides
+    table = _write_table_and_features(tmp_path, "\n".join(["slide,label,patient,split", *rows]))
+    section = TilesConfig(source="slides", path=str(table), columns={"group": "patient", "label": "tile_class"})
+    with pytest.raises(DataError, match=r"p0 \(test, train\)"):
+        bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT, section)
+    slides = bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT, section, exclude_leaks=True)
+    assert {*slides.names.tolist()} == {f"s{n:02d}" for n in range(2, 12)}
+    assert "dropped 2 slides of patients who are also in a later split (leaks.policy: exclude)" in slides.notes
 
 
 def test_unknown_suffixes_belong_to_the_name_of_a_slide(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u
 _TOKEN = re.compile(rf"[^\W_{_UNSPACED}]+|[^\W_]|[^\w\s-]|_")
 _STARTS_UNSPACED, _ENDS_UNSPACED = re.compile(f"[{_UNSPACED}]"), re.compile(rf"[{_UNSPACED}]\Z")
 _DASH = re.compile("\\\\?[\u2010-\u2014\u2212]")  # also if escaped
+_ESCAPED_SET_OR_BLANK = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]| ", re.DOTALL)
+_VERBOSE = re.compile(r"\(\?[a-zA-Z]*x")  # the flag with which blanks in an expression have no meaning
 
 
 class Token(NamedTuple):
@@ -119,12 +121,34 @@ class PhraseFinder:
 def regular_expression(phrase: str) -> re.Pattern[str] | None:
     """Compile a phrase written `/.../` as a case-insensitive regular expression; None for any other phrase.
 
+    A blank in the expression also matches the line break between two sentences, as in other phrases.
+
     Raises:
         re.error: The regular expression is invalid.
     """
     if not is_expression(phrase):
         return None
-    return re.compile(plain_phrase(phrase)[1:-1], re.IGNORECASE)
+    return re.compile(_across_lines(plain_phrase(phrase)[1:-1]), re.IGNORECASE)
+
+
+def has_blanks(phrase: str) -> bool:
+    """Return whether a phrase is a regular expression with a blank, which also matches a line break."""
+    return is_expression(phrase) and _across_lines(phrase) != phrase
+
+
+def _across_lines(expression: str) -> str:
+    """Let every blank of a regular expression, also in a set of characters, match a line break too."""
+    if _VERBOSE.search(expression):
+        return expression
+    return _ESCAPED_SET_OR_BLANK.sub(_with_line_break, expression)
+
+
+def _with_line_break(part: re.Match[str]) -> str:
+    """Add the line break to a blank or to a set with a blank; other parts are kept."""
+    text = part.group()
+    if text in (" ", "\\ "):
+        return "[ \n]"
+    return text.replace(" ", " \n") if text.startswith("[") else text
 
 
 def plain_phrase(phrase: str) -> str:

@@ -12,7 +12,15 @@ from clipit.input_files.yaml_file import load_mapping
 from clipit.output_files.artifacts import fingerprint
 from clipit.reports.assertion import Assertions, Triggers
 from clipit.reports.headings import SECTIONS
-from clipit.reports.phrases import PhraseFinder, is_expression, is_plain, plain_phrase, regular_expression, tokenize
+from clipit.reports.phrases import (
+    PhraseFinder,
+    has_blanks,
+    is_expression,
+    is_plain,
+    plain_phrase,
+    regular_expression,
+    tokenize,
+)
 
 _FOLDER = Path(__file__).parent / "rule_sets"
 _KEYS = ("name", "source", "sections", "classes", "negated", "ignored", "negation", "uncertainty")
@@ -58,6 +66,8 @@ class RuleSet:
         ]
         if not all(is_plain(phrase) for phrases in lists for phrase in phrases):
             content["characters"] = "plain"  # earlier versions matched such phrases differently
+        if any(has_blanks(phrase) for phrases in lists for phrase in phrases):
+            content["blanks"] = "line breaks"  # earlier versions matched no line break
         return fingerprint(content)
 
     @cached_property

@@ -479,6 +479,27 @@ def test_the_sentence_of_a_phrase_across_a_line_break_contains_both_lines() -> N
     assert mention.sentence == "PRIMARY GRADE: 4 SECONDARY GRADE: 3"
 
 
+@pytest.mark.parametrize(
+    ("phrase", "text"),
+    [
+        ("/stage [ab]/", "The lesion is stage\nB at least."),
+        ("/stage[ -][ab]/", "The lesion is stage\nB at least."),
+        ("/stage\\ [ab]/", "The lesion is stage\nB at least."),
+        ("/stage [^ ]?[ab]\\b/", "The lesion is stage\nB at least."),
+        ("/ stage b /", "The lesion is of\nSTAGE B\nAt least."),
+    ],
+)
+def test_a_blank_in_a_regular_expression_matches_a_line_break(phrase: str, text: str) -> None:
+    rules = RuleSet("r", {"yes": (phrase,)})
+    assert label_report(text, rules).class_name == label_report(text.replace("\n", " "), rules).class_name == "yes"
+
+
+def test_regular_expressions_limited_to_a_line_do_not_cross_line_breaks() -> None:
+    rules = RuleSet("r", {"yes": (r"/(?m)^stage[^\n]*b$/", "/grade.?b/", r"/(?x) size \s b /")})
+    assert statuses("Stage of the lesion: B\nGrade B\nSize B.", rules) == [("yes", "affirmed")] * 3
+    assert statuses("Stage of the lesion\nB\nGrade\nB", rules) == []
+
+
 def test_a_report_of_400_kilobytes_with_thousands_of_phrases_takes_linear_time() -> None:
     phrases = tuple(f"marker {number} is lost" for number in range(3000))
     rules = RuleSet("r", {"high": ("MSI-H", *phrases), "stable": ("MSS",)})
@@ -525,6 +546,8 @@ def test_phrases_in_scripts_without_spaces_match_within_a_sentence() -> None:
 def test_the_fingerprint_changes_only_if_phrases_match_differently_than_in_earlier_versions() -> None:
     assert RuleSet("r", {"a": ("Gr\u00f6\u00dfe",)}).hash == "65c944b2ef65ad1e"
     assert RuleSet("r", {"a": ("x\u2013y",)}).hash != RuleSet("r", {"a": ("x-y",)}).hash
+    assert RuleSet("r", {"a": (r"/x\sy/",)}).hash == "3cea377061ba0ad2"
+    assert RuleSet("r", {"a": ("/x y/",)}).hash != "1536bb5726da16a9"
 
 
 def test_the_sentence_of_many_mentions_is_stored_once() -> None:
@@ -623,6 +646,8 @@ def test_packaged_rule_sets_are_valid_and_have_a_fingerprint(name: str) -> None:
         ("MSI-high carcinoma.", "MSI-H"),
         ("Intact mismatch repair without evidence of microsatellite instability.", "MSS"),
         ("Microsatellite instability testing will be reported separately.", "none"),
+        ("MMR proteins:\nINTACT.", "MSS"),
+        ("The tumour cells show loss of nuclear\nexpression of PMS2.", "MSI-H"),
     ],
 )
 def test_microsatellite_status(text: str, class_name: str) -> None:
@@ -643,6 +668,12 @@ def test_microsatellite_status(text: str, class_name: str) -> None:
         ("Gleason score 4+3=7. The biopsy showed Gleason score 3+3=6.", "grade group 3"),
         ("Gleason score 4+3=7 on the left. Gleason score 3+3=6 on the right.", "both"),
         ("ISUP grade 4", "grade group 4"),
+        ("ISUP grade: 4", "grade group 4"),
+        ("Grade group (ISUP): 3 (of 5)", "grade group 3"),
+        ("Grade Group = 2", "grade group 2"),
+        ("Grade group: 12", "none"),
+        ("ISUP grade: 4 + 3", "grade group 3"),
+        ("Gleason score 4 +\n5 = 9", "grade group 5"),
     ],
 )
 def test_gleason_grade_groups(text: str, class_name: str) -> None:

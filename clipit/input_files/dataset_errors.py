@@ -13,6 +13,7 @@ _FAILED = re.compile(r"Failed to read file '(?P<file>.+?)' with error")
 _NO_ROWS = "BatchSize must be greater than 0"
 _CONFIGURATIONS = "Config name is missing"
 _NAMES = re.compile(r"configs: \[(.+)\]")
+_ZIP_AS_CLASS = "Invalid string class label"
 _ACCESS = "accept its terms"
 _ADVICE = {
     _CONFIGURATIONS: "add `default: true` to one of the configurations in its README.md",
@@ -74,7 +75,22 @@ def load_error(path: str, key: str, error: Exception, *, local: bool, files: lis
     if local and isinstance(error, datasets.exceptions.DataFilesNotFoundError):
         names = sorted(file.name for file in Path(path).expanduser().rglob("*") if file.suffix != file.suffix.lower())
         fix = f"write the suffixes of the files in lower case: {shortlist(names, 3)}" if names else fix
+    fix = zip_advice(path, error) or fix
     return DataError(f"cannot load this data set: {describe_error(error)}", where=files[-1] if files else path, fix=fix)
+
+
+def zip_advice(path: str, error: Exception) -> str:
+    """Return advice if `datasets` took the name of a folder with a zip for a class; "" for any other error.
+
+    Args:
+        path: Local folder, or id on the Hub.
+    """
+    if _ZIP_AS_CLASS not in str(error) or not any(Path(path).expanduser().rglob("*.zip")):
+        return ""
+    return (
+        "unpack each zip into a folder of the same name and move the zip away, because the datasets package does not "
+        "take labels from folders in a zip; or, for one zip, set tiles.source: folders and tiles.path to it"
+    )
 
 
 def _prevents_writing(error: OSError, cache: Path) -> bool:

@@ -1,22 +1,19 @@
 """Read tiles from a Hugging Face data set: a local folder, or `hf:owner/name` on the Hub."""
 
-import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from clipit.config.run import TilesConfig
-from clipit.errors import DataError, counted, is_limit, repeats, shortlist
-from clipit.images.decode import ImageError, decode, is_image
-from clipit.images.image_files import has_suffix, image_stamps
+from clipit.errors import DataError, counted, shortlist
+from clipit.images.decode import is_image
+from clipit.images.image_files import image_stamps
 from clipit.images.image_readers import Reader, file_stamp
 from clipit.input_files.data_files import hub_id, is_saved_dataset, load_huggingface, trimmed
 from clipit.input_files.dataset_paths import split_files
-from clipit.input_files.folder_files import hidden_names, hidden_note, list_files
+from clipit.input_files.folder_files import list_files
 from clipit.input_files.mangled_names import check_exact, check_rounded
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
 from clipit.input_files.parquet_classes import check_arrow
@@ -24,6 +21,13 @@ from clipit.input_files.spelling import check_column_spelling
 from clipit.output_files.artifacts import fingerprint
 from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import is_group_column
+from clipit.tiles.huggingface_images import (
+    DatasetReader,
+    check_files,
+    image_paths,
+    is_image_folder,
+    unused_images,
+)
 from clipit.tiles.imagefolder import inferred_types, load_image_folder, unread_metadata
 from clipit.tiles.source import SourceTiles
 from clipit.tiles.split_columns import split_notes
@@ -34,36 +38,6 @@ _SPLIT_ADVICE = (
     "to its metadata file, and tiles.columns: {{path: file_name, split: {name}}}"
 )
 _DEFAULTS = {"path": "image", "label": "label"}
-
-
-class DatasetReader:
-    """Reader for the image column of a data set with several splits; rows are numbered across the splits."""
-
-    def __init__(self, splits: dict[str, Any], column: str) -> None:
-        """Index the rows of the splits: `datasets.Dataset` objects with undecoded images, keyed by split name."""
-        self._splits = splits
-        self._column = column
-        self._rows = [(name, row) for name, rows_of_split in splits.items() for row in range(rows_of_split.num_rows)]
-
-    def read(self, row: int) -> Image.Image:
-        """Decode the image for a row."""
-        name, split_row = self._rows[row]
-        try:
-            value = self._splits[name][split_row][self._column] or {}
-        except Exception as error:  # pyarrow raises many kinds of exceptions for damaged files
-            if is_limit(error):
-                raise
-            raise ImageError(f"{type(error).__name__}: {error}") from error
-        if value.get("bytes") is not None:
-            return decode(io.BytesIO(value["bytes"]))
-        if not value.get("path"):
-            raise ImageError("the row has no image")
-        return decode(Path(value["path"]))
-
-    def where(self, row: int) -> str:
-        """Return the split and the row in it, for error messages."""
-        name, split_row = self._rows[row]
-        return f"split {name}, row {split_row}"
 
 
 @dataclass(frozen=True)
@@ -112,75 +86,14 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         )
     notes = [*unused_splits({name: int(rows.num_rows) for name, rows in all_splits.items()}, splits)]
     if is_image_folder(config.path, splits.values()):
-        check_listed_once({split: _file_paths(rows, column) for split, rows in splits.items()}, config.path)
+        check_files({split: image_paths(rows, column) for split, rows in splits.items()}, config.path)
         if as_text is None and (warning := inferred_types(splits.values())):
             notes.append(f"WARNING: {warning}")
     source = join_splits(described, config, DatasetReader(undecoded, column))
     notes += (*unread, *missing_data_files(config.path))
     notes += unread_data_files(config.path) if as_text is None else ()
-    notes += _unused_images(config.path, loaded, column)
+    notes += unused_images(config.path, loaded, column)
     return replace(source, notes=(*source.notes, *notes))
-
-
-def is_image_folder(path: str, splits: Iterable[Any]) -> bool:
-    """Return whether a data set is a folder of image files, in which case its rows contain paths, not images."""
-    return not is_saved_dataset(Path(path).expanduser()) and all(
-        rows.info.builder_name == "imagefolder" for rows in splits
-    )
-
-
-def check_listed_once(files: Mapping[str, Sequence[str | None]], path: str) -> None:
-    """Check that the metadata files of an image folder list no image more than once.
-
-    Args:
-        files: File of each row of each split; None for rows without a file.
-        path: Path of the data set, for the message.
-
-    Raises:
-        DataError: An image is listed more than once, possibly with different labels.
-    """
-    images = [
-        (file, f"{split}/{row:06d}") for split, listed in files.items() for row, file in enumerate(listed) if file
-    ]
-    if repeated := repeats([file for file, _ in images], lambda row: images[row][1]):
-        raise DataError(
-            f"{counted(len(repeated), 'file occurs', 'files occur')} more than once: {shortlist(repeated, 3)}",
-            where=path,
-            fix="keep one row per file in the metadata file",
-        )
-
-
-def _unused_images(path: str, loaded: Any, column: str) -> tuple[str, ...]:
-    """Return a note on the images of a local image folder that are not in any split of the data set.
-
-    The datasets package drops images that the metadata file does not list, or that are outside the split folders.
-    """
-    splits = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
-    if hub_id(path) is not None or not is_image_folder(path, splits):
-        return ()
-    folder = Path(path).expanduser()
-    used = {file for rows in splits for file in _file_paths(rows, column)}
-    listed = list_files(folder, is_image)
-    hidden = hidden_note(hidden_names(listed, folder, has_suffix), "image")
-    folders = {folder.absolute(), folder.resolve()}
-    names = [file.relative_to(folder) for file in listed.files]
-    unused = [name.as_posix() for name in names if not any(str(place / name) in used for place in folders)]
-    if not unused:
-        return hidden
-    return (
-        *hidden,
-        f"{counted(len(unused), 'image')} in the folder {'is' if len(unused) == 1 else 'are'} not in the data set, "
-        f"because its metadata file or its splits do not list {'it' if len(unused) == 1 else 'them'}: "
-        f"{shortlist(unused)}",
-    )
-
-
-def _file_paths(rows: Any, column: str) -> list[str | None]:
-    """Return the file of each image of a split, without reading the images; None for images without a file."""
-    import pyarrow.compute as pc
-
-    paths: list[str | None] = pc.struct_field(rows.data.column(column), "path").to_pylist()
-    return paths
 
 
 def join_splits(splits: Mapping[str, SplitRows], config: TilesConfig, reader: Reader) -> SourceTiles:
@@ -347,7 +260,7 @@ def _stamps(rows: Any, column: str, path: str, split: str) -> list[str]:
     if hub_id(path) is not None or is_saved_dataset(folder):
         return [str(rows._fingerprint)] * int(rows.num_rows)
     if is_image_folder(path, [rows]):
-        files, start = _file_paths(rows, column), f"{folder.resolve()}{os.sep}"
+        files, start = image_paths(rows, column), f"{folder.resolve()}{os.sep}"
         if all(file is None or file.startswith(start) for file in files):  # others are unpacked from a zip
             return image_stamps(folder, [file or "" for file in files])
     # The fingerprint of `datasets` depends on the path of local files, and not on their sizes.

@@ -16,7 +16,7 @@ from clipit.errors import ClipitError, ConfigError, DataError, counted_of, is_li
 from clipit.images.image_readers import file_stamp
 from clipit.images.image_set import JoinedReader
 from clipit.input_files.data_files import hub_id, hub_revision, is_saved_dataset, load_huggingface
-from clipit.input_files.dataset_errors import describe_error, failed_files
+from clipit.input_files.dataset_errors import describe_error, failed_files, zip_advice
 from clipit.input_files.folder_files import list_files
 from clipit.input_files.mangled_names import check_exact
 from clipit.input_files.numbered_files import missing_data_files, unread_data_files
@@ -26,13 +26,12 @@ from clipit.tiles.cells import check_stored, stored_cell
 from clipit.tiles.huggingface import (
     SplitRows,
     check_columns,
-    check_listed_once,
     image_column,
-    is_image_folder,
     join_splits,
     not_images,
     text_columns,
 )
+from clipit.tiles.huggingface_images import check_files, is_image_folder
 from clipit.tiles.imagefolder import METADATA_FILES, inferred_types, load_image_folder, unread_metadata
 from clipit.tiles.kept_tiles import FIELD, Block, KeptSize, KeptTiles, SourceTile, keep_tiles
 from clipit.tiles.source import SourceTiles
@@ -181,7 +180,7 @@ def _stream_set(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
         if get_processes().main and is_image_folder(config.path, opened.values()):
             with _reading(config, "its metadata"):
                 files = {name: [(row[column] or {}).get("path") for row in rows] for name, rows in opened.items()}
-            check_listed_once(files, config.path)
+            check_files(files, config.path)
         return opened
 
     for name, split in described.splits.items():
@@ -359,7 +358,8 @@ def _reading(config: TilesConfig, position: str) -> Iterator[None]:
         raise DataError(
             f"the data set cannot be read: {describe_error(error)}",
             where=f"{failed[-1] if failed else config.path}, {position}",
-            fix="check the network or the file, and run the command again to resume after the last complete shard",
+            fix=zip_advice(config.path, error)
+            or "check the network or the file, and run the command again to resume after the last complete shard",
         ) from error
 
 

@@ -23,7 +23,7 @@ from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import is_group_column
 from clipit.tiles.huggingface_images import (
     DatasetReader,
-    check_files,
+    check_image_paths,
     image_paths,
     is_image_folder,
     unused_images,
@@ -86,7 +86,7 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         )
     notes = [*unused_splits({name: int(rows.num_rows) for name, rows in all_splits.items()}, splits)]
     if is_image_folder(config.path, splits.values()):
-        check_files({split: image_paths(rows, column) for split, rows in splits.items()}, config.path)
+        check_image_paths({split: image_paths(rows, column) for split, rows in splits.items()}, config.path)
         if as_text is None and (warning := inferred_types(splits.values())):
             notes.append(f"WARNING: {warning}")
     source = join_splits(described, config, DatasetReader(undecoded, column))

@@ -75,7 +75,7 @@ def is_image_folder(path: str, splits: Iterable[Any]) -> bool:
     )
 
 
-def check_files(files: Mapping[str, Sequence[str | None]], path: str) -> None:
+def check_image_paths(files: Mapping[str, Sequence[str | None]], path: str) -> None:
     """Check that no image of an image folder is listed more than once, or looked for next to the zip that contains it.
 
     Args:

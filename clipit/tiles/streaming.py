@@ -31,7 +31,7 @@ from clipit.tiles.huggingface import (
     not_images,
     text_columns,
 )
-from clipit.tiles.huggingface_images import check_files, is_image_folder
+from clipit.tiles.huggingface_images import check_image_paths, is_image_folder
 from clipit.tiles.imagefolder import METADATA_FILES, inferred_types, load_image_folder, unread_metadata
 from clipit.tiles.kept_tiles import FIELD, Block, KeptSize, KeptTiles, SourceTile, keep_tiles
 from clipit.tiles.source import SourceTiles
@@ -180,7 +180,7 @@ def _stream_set(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
         if get_processes().main and is_image_folder(config.path, opened.values()):
             with _reading(config, "its metadata"):
                 files = {name: [(row[column] or {}).get("path") for row in rows] for name, rows in opened.items()}
-            check_files(files, config.path)
+            check_image_paths(files, config.path)
         return opened
 
     for name, split in described.splits.items():

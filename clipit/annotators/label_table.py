@@ -130,7 +130,7 @@ def make_votes(table: AnnotationTable, ids: Sequence[str], classes: Sequence[str
         np.asarray([code_of[table.labels[row]] for row in kept], dtype=np.int64),
         np.asarray([table.times[row] for row in kept], dtype=np.int64),
     )
-    return votes.of_annotators({votes.annotators[a] for a in set(votes.annotator.tolist())}), (note,) if others else ()
+    return votes.of_active_annotators(), (note,) if others else ()
 
 
 def match_tiles(names: Sequence[str], ids: Sequence[str], where: object) -> dict[str, str]:

@@ -184,12 +184,14 @@ def label_tiles(
         shared = _shared(training_consensus.votes, test_consensus.votes)
         independent = _independence(training_consensus.votes, test_consensus.votes, config)
         notes += _test_notes(test_consensus, independent, len(set(tests)), shared)
+        idle = [name for name in config.test_annotators if name not in test_consensus.votes.annotators]
+        if idle and len(test_consensus.votes):
+            notes.append(f"test_annotators without a label for a test tile: {shortlist(idle)}")
     else:
         shared, independent = (), _SOURCE_INDEPENDENCE[config.source_annotators]
         notes += _source_notes(independent) if tests else []
-    annotations = Annotations(
-        votes, training_consensus, test_consensus, () if source_tests else tuple(panel), independent, shared
-    )
+    testers = () if source_tests else test_consensus.votes.annotators or tuple(panel)
+    annotations = Annotations(votes, training_consensus, test_consensus, testers, independent, shared)
     return TileLabels(labels, annotations, tuple(notes))
 
 

@@ -57,10 +57,15 @@ class Votes:
         return np.bincount(self.annotator, minlength=len(self.annotators)).astype(np.int64)
 
     def of_items(self, ids: Collection[str]) -> "Votes":
-        """Select the labels of these items."""
+        """Select the labels of these items, and drop annotators who labelled none of them."""
         selected = set(ids)
         inside = np.asarray([name in selected for name in self.items], dtype=np.bool_)
-        return self._select(inside[self.item]) if self.items else self
+        return self._select(inside[self.item]).of_active_annotators() if self.items else self
+
+    def of_active_annotators(self) -> "Votes":
+        """Drop annotators without a label; if nobody has labels, all are kept."""
+        active = {self.annotators[number] for number in set(self.annotator.tolist())}
+        return self.of_annotators(active) if active else self
 
     def of_annotators(self, names: Collection[str]) -> "Votes":
         """Select the labels of these annotators, and drop the other annotators."""

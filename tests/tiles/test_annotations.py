@@ -93,6 +93,21 @@ def test_test_labels_come_from_other_annotators_or_a_warning_is_given(table: Tab
     assert disjoint is not None and disjoint.independent == "yes" and disjoint.shared == ()
 
 
+def test_annotators_without_a_label_in_a_part_are_left_out_of_its_estimates_and_notes(table: Table) -> None:
+    names_of = {"train": "ann ben cleo", "validation": "ann ben cleo", "test": "ben dora eve"}  # ben labels both parts
+    rows = [f"t{t}.png,{name},{CLASSES[TRUTH[t]]}" for t in range(12) for name in names_of[SPLIT[t]].split()]
+    tiles = load(table(rows))
+    assert tiles.annotations is not None
+    assert tiles.annotations.training.votes.annotators == ("ann", "ben", "cleo")
+    assert tiles.annotations.test.votes.annotators == ("ben", "dora", "eve") == tiles.annotations.test_annotators
+    notes = " ".join(tiles.notes)
+    assert "3 annotators (ben, dora, eve) on 4 of 4 test tiles" in notes
+    assert "without a common tile" not in notes and "ann 0" not in notes
+    panel = load(table(rows, test_annotators=["cleo", "dora", "eve"]))
+    assert panel.annotations is not None and panel.annotations.test_annotators == ("dora", "eve")
+    assert "test_annotators without a label for a test tile: cleo" in panel.notes
+
+
 def test_labels_of_a_named_annotator_or_of_the_most_accurate_one(table: Table) -> None:
     cleo = load(table(labels="annotator", annotator="cleo"))
     assert cleo.of_split("train").labels.tolist() == [1, 0, 0, 1, 1, 0]

@@ -73,6 +73,21 @@ def test_the_page_shows_agreement_confusions_ceiling_and_disputed_tiles(make: Ma
     assert "EM has converged" not in page and "had almost stopped increasing, at a log-likelihood of" in page
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_each_part_lists_the_annotators_who_labelled_its_tiles(make: Make, tmp_path: Path) -> None:
+    values = make(tmp_path)
+    lines = Path(values["tiles"]["annotations"]["path"]).read_text(encoding="utf-8").splitlines()
+    is_test = ["annotator" not in line and int(line.split(".")[0][1:]) >= 40 for line in lines]
+    rows = [line for line, test in zip(lines, is_test, strict=True) if (",ann," in line) <= test]
+    path = tmp_path / "halves.csv"
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    values["tiles"]["annotations"]["path"] = str(path)
+    record = describe(values, shown=0).record
+    names = {part: [row["annotator"] for row in record[part]["annotators"]] for part in ("training", "test")}
+    assert names == {"training": [HOSTILE, "ben"], "test": [HOSTILE, "ann", "ben"]}
+    assert record["facts"]["training annotators"] == f"{HOSTILE}, ben"
+
+
 def test_the_table_has_votes_majority_consensus_and_posterior_of_each_tile(make: Make, tmp_path: Path) -> None:
     table = describe(make(tmp_path), shown=0).tiles
     assert len(table) == 60 and (table.votes_low + table.votes_high == 3).all()

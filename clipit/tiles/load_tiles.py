@@ -184,7 +184,7 @@ def resolve_source(source: SourceTiles, config: TilesConfig, annotators: Annotat
     if annotators is None or any(source.labels):
         source = map_labels(source, config.class_map)
     source = add_groups(source, config.group_pattern)
-    classes = _resolve_classes(source, config, set(annotators.labels if annotators else ()))
+    classes = _resolve_classes(source, config, annotators)
     group_notes = check_group_names(source.groups, source.where)
     code_of = {name: code for code, name in enumerate(classes)} | {"": -1, DROPPED: -1}
     labels = np.asarray([code_of[name] for name in source.labels], dtype=np.int64)
@@ -259,9 +259,13 @@ def _alias_notes(source: SourceTiles, splits: list[str], config: TilesConfig) ->
     return (f"split names were interpreted: {', '.join(listed)}; set tiles.splits to change this",) if listed else ()
 
 
-def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[str]) -> tuple[str, ...]:
+def _resolve_classes(
+    source: SourceTiles, config: TilesConfig, annotators: AnnotationTable | None
+) -> tuple[str, ...]:
     present = set(source.labels) - {"", DROPPED}
-    label_names = present | annotated
+    label_names = present | set(annotators.labels if annotators else ())
+    origins = [source.where] if present or source.classes or annotators is None else []
+    where = " and ".join([*origins, annotators.where] if annotators else origins)
     classes = config.classes or source.classes or sorted_names(label_names)
     if len(set(classes)) < len(classes) or "" in classes:
         raise ConfigError(
@@ -274,7 +278,7 @@ def _resolve_classes(source: SourceTiles, config: TilesConfig, annotated: set[st
             fix="rename it in the source, or in tiles.class_map",
         )
     if config.classes is None:
-        check_class_names(label_names | set(classes), source.where)
+        check_class_names(label_names | set(classes), where)
         if not config.class_map:
             _check_missing(source, missing_markers(present) | (NO_CLASSES & present))
     unknown = sorted(present - set(classes))

@@ -371,3 +371,11 @@ def test_rounded_tile_and_annotator_names_are_errors(table: Table, column: str) 
     row = {"tile": "1.2E+11,ann,benign", "annotator": "t0.png,1.2E+11,benign"}[column]
     with pytest.raises(DataError, match=rf"changed 2 values in column {column}: .*in line 3, .*in line 4"):
         load(table(["t1.png,ann,benign", row, row]))
+
+
+@pytest.mark.parametrize("source_labels", [False, True])
+def test_errors_about_similar_classes_name_the_tables_with_labels(table: Table, source_labels: bool) -> None:
+    rows = ["t0.png,ann,benign", "t1.png,ann,tumour", "t3.png,ann,TUMOUR"]
+    with pytest.raises(DataError) as caught:
+        load(table(rows, source_labels=source_labels))
+    assert "annotations.csv" in str(caught.value) and ("tiles.csv" in str(caught.value)) == source_labels

@@ -259,9 +259,7 @@ def _alias_notes(source: SourceTiles, splits: list[str], config: TilesConfig) ->
     return (f"split names were interpreted: {', '.join(listed)}; set tiles.splits to change this",) if listed else ()
 
 
-def _resolve_classes(
-    source: SourceTiles, config: TilesConfig, annotators: AnnotationTable | None
-) -> tuple[str, ...]:
+def _resolve_classes(source: SourceTiles, config: TilesConfig, annotators: AnnotationTable | None) -> tuple[str, ...]:
     present = set(source.labels) - {"", DROPPED}
     label_names = present | set(annotators.labels if annotators else ())
     origins = [source.where] if present or source.classes or annotators is None else []

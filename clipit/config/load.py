@@ -234,7 +234,7 @@ def _config_error(error: ValidationError, where: object) -> ConfigError:
     return ConfigError(
         f"{counted(len(lines), 'configuration error')}:\n    {listed}",
         where=where,
-        fix="correct these keys; clipit train --help-keys explains those of a run",
+        fix="correct these keys; the option --help-keys of a command explains the keys that it reads",
     )
 
 

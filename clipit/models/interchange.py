@@ -85,10 +85,11 @@ def export_program(
     """
     suffix = SUFFIXES[format]
     if path.suffix != suffix:
+        other = "".join(f", or use the format {name}" for name, ending in SUFFIXES.items() if ending == path.suffix)
         raise ModelError(
             f"the name of a file in the format {format} must end in {suffix}",
             where=path,
-            fix=f"name it {path.with_suffix(suffix)}",
+            fix=f"name it {path.with_suffix(suffix)}{other}",
         )
     if format == "onnx":
         _require_onnx()

@@ -269,6 +269,12 @@ def test_reports_without_a_path_are_ignored_by_commands_that_need_none(file: Cal
         read_file_command("test", (), [*arguments, "--reports.min_wrods=3"], needs_reports=False)
 
 
+def test_errors_about_keys_name_no_help_that_does_not_list_them() -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate_file({**MINIMAL, "segmentation": {"training": {"stepz": 3}}}, "here")
+    assert "segmentation.training" in str(caught.value) and "clipit train" not in str(caught.value)
+
+
 def test_two_layer_projector_needs_late_fusion() -> None:
     with pytest.raises(ConfigError, match=r"'student'.*late_fusion"):
         validate({**MINIMAL, "student": {"projector_layers": 2}}, "here")

@@ -134,6 +134,8 @@ def test_exports_that_are_not_possible_are_errors(
 ) -> None:
     with pytest.raises(ModelError, match=r"must end in \.onnx"):
         export_program(clipit.load_classifier(folders["fused"], "cpu"), tmp_path / "tile.png")
+    with pytest.raises(ModelError, match=r"(?s)must end in \.onnx.*or use the format torch_export"):
+        export_program(clipit.load_classifier(folders["fused"], "cpu"), tmp_path / "tile.pt2")
     with pytest.raises(ModelError, match="load it in float32"):
         export_program(clipit.load_classifier(folders["fused"], "cpu", dtype="bf16"), tmp_path / "m.onnx")
     find = importlib.util.find_spec

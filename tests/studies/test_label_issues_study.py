@@ -140,6 +140,19 @@ def test_empty_verified_labels_and_whole_numbers_with_decimals(file: ConfigFile,
     assert any("ignored labels for 1 tile that is not among the checked tiles: elsewhere" in line for line in log_lines)
 
 
+def test_verified_labels_of_tiles_whose_paths_are_written_in_another_way(file: ConfigFile, tmp_path: Path) -> None:
+    tiles = Workspace(file.run).all_tiles
+    ids = [f"set/{name}" for name in tiles.ids.tolist()]
+    tiles = replace(tiles, ids=np.asarray(ids, dtype=object))
+    path = tmp_path / "verified.csv"
+    rows = [ids[0].replace("/", "\\"), f"./{ids[1]}", ids[2]]
+    path.write_text("\n".join(["tile,label", *(f"{name},{tiles.classes[1]}" for name in rows)]), encoding="utf-8")
+    assert read_verified(path, tiles).tolist() == [1] * 3 + [-1] * (len(ids) - 3)
+    path.write_text(f"tile,label\n./{ids[0]},{tiles.classes[1]}\n{ids[0]},{tiles.classes[0]}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="1 tile name is written in more than one way"):
+        read_verified(path, tiles)
+
+
 def test_verified_labels_are_validated_before_embedding(file: ConfigFile, tmp_path: Path) -> None:
     path = tmp_path / "verified.csv"
     path.write_text("tile,label\nelsewhere,gland\n", encoding="utf-8")

@@ -277,6 +277,13 @@ def test_invalid_captions_are_errors(tmp_path: Path) -> None:
         read_captions(tmp_path / "nowhere.csv", known)
 
 
+def test_captions_of_tiles_whose_paths_are_written_in_another_way(tmp_path: Path) -> None:
+    path = tmp_path / "captions.csv"
+    path.write_text("tile_id,text\nset\\a.png,a gland\n./set/b.png,stroma\nset\\a.png,a duct\n", encoding="utf-8")
+    ids, _ = read_captions(path, np.array(["set/a.png", "set/b.png"]))
+    assert ids == ["set/a.png", "set/b.png", "set/a.png"]
+
+
 def test_long_captions_with_line_breaks(tmp_path: Path) -> None:
     ids = [f"{i:04d}" for i in range(3000)]
     text = "a gland,\n" * 100

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, Shaped
 
+from clipit.annotators.label_table import match_tiles
 from clipit.errors import DataError, counted, counted_of, repeats, shortlist
 from clipit.evaluation.intervals import Estimate
 from clipit.evaluation.label_issues import LabelIssues, score_ranking
@@ -24,12 +25,13 @@ _FIX = "use a CSV file with the columns tile (or id) and label"
 def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     """Read the verified class of each tile from a CSV with the columns tile (or id) and label; -1 where there is none.
 
-    Rows without a label are skipped, and rows for other tiles are counted in the log. Labels such as 1.0 and 1 are the
+    Rows without a label are skipped, and rows for other tiles are counted in the log. Paths of tiles may be written as
+    in annotation tables (`match_tiles`). Labels such as 1.0 and 1 are the
     same class, because programs write integers as decimals in columns with empty cells.
 
     Raises:
         DataError: The file is missing or unreadable, lacks a column, has no label for these tiles, has two labels for
-            one tile, or has an unknown class.
+            one tile, writes its name in two ways, or has an unknown class.
     """
     try:
         table = read_utf8_csv(path)
@@ -47,6 +49,8 @@ def read_verified(path: Path, tiles: TileSet) -> Int64[np.ndarray, " n"]:
     names, labels = table.header.index(key), table.header.index("label")
     check_rounded([row[names] for row in table.rows], key, lambda row: f"line {table.lines[row]}", path)
     cells = [(row[names].strip(), row[labels].strip()) for row in table.rows]
+    tile_of = match_tiles([name for name, label in cells if label], tiles.ids.tolist(), path)
+    cells = [(tile_of.get(name, name), label) for name, label in cells]
     kept = [number for number, (name, label) in enumerate(cells) if name in row_of and label]
     checked = [cells[number] for number in kept]
     if not checked:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64, Shaped
 
+from clipit.annotators.label_table import match_tiles
 from clipit.config.studies import ProbingConfig
 from clipit.errors import DataError, counted, shortlist
 from clipit.evaluation.features import Features
@@ -67,7 +68,7 @@ def text_retrieval(
 
 
 def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str], list[str]]:
-    """Read tile ids and texts from a CSV with the columns tile_id and text.
+    """Read tile ids and texts from a CSV with the columns tile_id and text; paths as in `match_tiles`.
 
     Raises:
         DataError: The file is missing or unreadable, lacks a column, has an empty text, names unknown tiles, or a stray
@@ -90,6 +91,8 @@ def read_captions(path: Path, known: Shaped[np.ndarray, " n"]) -> tuple[list[str
     ids, texts = ([row[table.header.index(name)] for row in table.rows] for name in _COLUMNS)
     ids = [name.strip() for name in ids]
     check_rounded(ids, _COLUMNS[0], lambda row: f"line {table.lines[row]}", path)
+    tile_of = match_tiles(ids, known.tolist(), path)
+    ids = [tile_of[name] for name in ids]
     tiles = set(known.tolist())
     unknown = sorted(set(ids) - tiles)
     if unknown:

@@ -124,11 +124,13 @@ class Metadata:
         is_table = format_name not in ("lines", "texts", "tcga")
         has_ids = config.id_column is not None if is_table else format_name != "lines"
         if has_ids if self.by_report else has_groups:
-            return write
-        if is_table:
-            return f"set reports.{kind}_column to the column of the reports that contains their {kind}s"
-        fix = f"save the reports as a table, such as csv, and set reports.{kind}_column to a column with their {kind}s"
-        return f"{fix}; or {write}" if self.by_report else fix
+            fix = write
+        elif is_table:
+            fix = f"set reports.{kind}_column to the column of the reports that contains their {kind}s"
+        else:
+            fix = f"save the reports as a table, such as csv, and set reports.{kind}_column to a column with their "
+            fix += f"{kind}s; or {write}" if self.by_report else f"{kind}s"
+        return fix if self.by_report else fix + _by_report(config, self.column)
 
     def _report_keys(self, reports: Sequence[RawReport]) -> list[str]:
         """Return the key of each report: its id, or its file name if that is unique; the suffix .txt is optional.
@@ -194,9 +196,12 @@ def read_metadata(config: ReportsConfig) -> Metadata | None:
     fields = tuple(field for field in _FIELDS if columns[field] in table.header and (by_report or field != "group"))
     if not fields:
         raise DataError(
-            f"none of the configured columns exists; the columns are {shortlist(table.header, 10)}",
+            "none of the configured columns exists"
+            + ("" if by_report else f", except the column of patients, {column}")
+            + f"; the columns are {shortlist(table.header, 10)}",
             where=path,
-            fix="set reports.label_column, organ_column, group_column or date_column to one of these columns",
+            fix="set reports.label_column, organ_column, group_column or date_column to one of these columns"
+            + ("" if by_report else _by_report(config, column)),
         )
     rows: dict[str, dict[str, str | None]] = {}
     first_lines: dict[str, int] = {}
@@ -290,6 +295,16 @@ def _key_column(table: CsvTable, config: ReportsConfig, path: Path) -> tuple[str
         where=path,
         fix=table.hint()
         or "set reports.metadata_id_column or reports.metadata_group_column to the column with report ids or patients",
+    )
+
+
+def _by_report(config: ReportsConfig, column: str) -> str:
+    """Return advice to join by report, if only the name or the content of the key column shows that it has patients."""
+    if config.metadata_group_column is not None:
+        return ""
+    return (
+        f"; rows are matched by patient (column {column}): if another column contains report ids or file names, set "
+        "reports.metadata_id_column to it"
     )
 
 

@@ -95,6 +95,20 @@ def test_metadata_that_cannot_be_joined_is_an_error(tmp_path: Path, lines: tuple
         read_reports(config)
 
 
+@pytest.mark.parametrize("columns", [{"group_column": "group"}, {"group_column": "group", "organ_column": "organ"}])
+def test_reports_without_groups_can_be_joined_by_id_as_the_error_says(tmp_path: Path, columns: dict[str, str]) -> None:
+    metadata = table(tmp_path / "m.csv", "name,group,organ", "a,P1,colon", "b,P2,lung")
+    config = ReportsConfig.model_validate(
+        {"path": str(texts(tmp_path / "t", "a", "b")), "metadata": metadata, **columns}
+    )
+    with pytest.raises(
+        DataError, match=r"fix: .*matched by patient \(column group\).* set reports\.metadata_id_column"
+    ):
+        read_reports(config)
+    by_id = config.model_copy(update={"metadata_id_column": "name"})
+    assert [report.group for report in read_reports(by_id).reports] == ["P1", "P2"]
+
+
 def test_reports_without_ids_cannot_be_joined_by_id(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text("report_id,text\na,A tumour.\n", encoding="utf-8")

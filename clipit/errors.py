@@ -17,10 +17,10 @@ from clipit.progress import close_console, flush_console, log_to_console
 
 _DISK = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG,
-    errno.ENOLCK, errno.EOPNOTSUPP, errno.ESTALE, errno.EIO,
+    errno.ELOOP, errno.ENOLCK, errno.EOPNOTSUPP, errno.ESTALE, errno.EIO,
 )  # fmt: skip
 """Codes of failed writes: disk full, over quota or read-only; file too large; path taken by a file; name too long; a
-file system without locks, a network file system that was remounted, or a damaged disk."""
+link to itself; a file system without locks, a network file system that was remounted, or a damaged disk."""
 _IN_THE_WAY = "delete or rename the file that is in the way, or "
 _NO_LOCKS = "mount this file system with support for locks, or "
 _REMEDIES = {
@@ -29,6 +29,7 @@ _REMEDIES = {
     os.strerror(errno.EEXIST): _IN_THE_WAY,
     os.strerror(errno.ENOTDIR): _IN_THE_WAY,
     os.strerror(errno.ENAMETOOLONG): "shorten the name or ",
+    os.strerror(errno.ELOOP): "delete the link that leads to itself, or ",
     os.strerror(errno.ENOLCK): _NO_LOCKS,
     os.strerror(errno.EOPNOTSUPP): _NO_LOCKS,
     os.strerror(errno.ESTALE): "",

@@ -58,6 +58,7 @@ def test_interruption_explains_how_to_resume(capsys: pytest.CaptureFixture[str])
         (errno.ENOTDIR, "delete or rename the file that is in the way"),
         (errno.EACCES, "choose a different folder"),
         (errno.ENAMETOOLONG, "shorten the name or choose"),
+        (errno.ELOOP, "delete the link that leads to itself, or choose"),
         (errno.ENOLCK, "mount this file system with support for locks, or choose"),
         (errno.ESTALE, "choose a different folder"),
     ],

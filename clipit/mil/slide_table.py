@@ -35,7 +35,7 @@ class ListedSlides:
 
 def read_slide_table(path: Path, files: Mapping[str, Path], options: TilesConfig, exclude_leaks: bool) -> ListedSlides:
     """Read the table as a tile set with one row per slide; all slides are in train if the table has no splits."""
-    table = open_table(path)
+    table = open_table(path, "mil.slides")
     # Names of columns that the table lacks are those of tiles, which the configuration may also describe.
     named = {field: name for field, name in options.columns.items() if field in _FIELDS and name in table.names}
     columns_of = {**named, "path": "slide"}

@@ -78,7 +78,7 @@ def read_annotator_masks(path: Path, images: Path | None, tiles: TileSet, classe
         DataError: The table cannot be read, lacks columns, has empty cells, names missing files, has two masks by one
             annotator for a tile or names of annotators that differ only in spelling, or has no mask for these tiles.
     """
-    table = open_table(path)
+    table = open_table(path, "--masks")
     missing = [name for name in _COLUMNS if name not in table.names]
     if missing:
         raise DataError(

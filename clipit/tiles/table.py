@@ -28,6 +28,7 @@ from clipit.tiles.source import SourceTiles
 from clipit.tiles.split_columns import split_notes
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_KEY = "tiles.path"
 TABLES = (*_DELIMITERS, ".parquet")
 """Suffixes of tables."""
 WORKBOOKS = (".xlsx", ".xls", ".ods")
@@ -107,7 +108,7 @@ def table_images(
         labels=LabelsConfig(kind="none"),
         unreadable="quarantine",
     )
-    table = open_table(path)
+    table = open_table(path, "the path")
     cells = read_columns(path, config, table, ("id", "path", "mpp"))
     mpp = parse_mpp(cells["mpp"], path, table.row_name) if "mpp" in cells else ()
     return replace(_locate(path, config, table, cells), mpp=mpp)
@@ -137,8 +138,11 @@ def _locate(path: Path, config: TilesConfig, table: TileTable, columns: Mapping[
     return ImageSet(ids, stamps, reader, str(path))
 
 
-def open_table(path: Path) -> TileTable:
+def open_table(path: Path, key: str = _KEY) -> TileTable:
     """Open a table in any format.
+
+    Args:
+        key: Configuration key or option that contains the path, for error messages.
 
     Raises:
         DataError: The table does not exist, is a folder, has an unknown format, or cannot be read.
@@ -147,12 +151,13 @@ def open_table(path: Path) -> TileTable:
         raise DataError(
             "the table path is a folder",
             where=path,
-            fix="set tiles.path to a .csv, .tsv or .parquet file; if the table is split over several parquet files, "
-            "concatenate them, or read them with tiles.source=huggingface if they contain the images",
+            fix=f"set {key} to a .csv, .tsv or .parquet file; if the table is split over several parquet files, "
+            "concatenate them"
+            + (", or read them with tiles.source=huggingface if they contain the images" * (key == _KEY)),
         )
     if not path.is_file():
-        advice = f"correct tiles.path; {similar_names(str(path))}"
-        raise DataError("the tile table does not exist", where=path, fix=advice)
+        advice = f"correct {key}; {similar_names(str(path))}"
+        raise DataError("the table does not exist", where=path, fix=advice)
     check_uncompressed(path)
     suffix = path.suffix.lower()
     if suffix != ".parquet" and suffix not in _DELIMITERS:

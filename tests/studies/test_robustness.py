@@ -21,7 +21,7 @@ from tiny_models import MakeConfig, MakeFile, with_run
 from clipit.cli.robustness import main as robustness_command
 from clipit.config.file import ConfigFile
 from clipit.config.load import merge, nested, validate_file
-from clipit.errors import DataError
+from clipit.errors import ClipitError, DataError
 from clipit.evaluation.adaptation_guard import fit_mixture, judge_adaptation
 from clipit.evaluation.metrics import compute_metrics
 from clipit.evaluation.perturb import perturb
@@ -336,6 +336,9 @@ def test_invalid_runs_and_shifted_sets_are_errors(
     file, runs, _ = measured
     with pytest.raises(DataError, match=r"(?s)a run is listed twice.*where: .* \(.*, .*\)"):
         measure(file, [runs[0], runs[0]])
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ClipitError, match=r"(?s)where: .*loop.*fix: "):
+        measure(file, [tmp_path / "loop"])
     with pytest.raises(DataError, match="nothing to evaluate"):
         measure(with_run(file, prompts=None, tiles=file.run.tiles.model_copy(update={"path": "absent.csv"})), [])
     others = {"source": "table", "path": world["tiles"]["path"], "class_map": {"gland": "gland"}}

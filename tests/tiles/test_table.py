@@ -271,7 +271,7 @@ def test_a_replaced_file_of_the_same_size_changes_the_fingerprint(tmp_path: Path
 def test_the_error_for_a_missing_demo_world_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = "outputs/demo/world/tiles.csv"
-    with pytest.raises(DataError, match=r"(?s)the tile table does not exist.*clipit demo writes this file"):
+    with pytest.raises(DataError, match=r"(?s)the table does not exist.*clipit demo writes this file"):
         load_tiles(TilesConfig.model_validate({"source": "table", "path": path}), seed=0)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -115,7 +116,7 @@ def measure_robustness(
 
 def _distinct_names(runs: Sequence[Path]) -> list[str]:
     """Name each run after its folder, with as many parent folders as are needed to tell the runs apart."""
-    parts = [run.resolve().parts for run in runs]
+    parts = [Path(os.path.realpath(run)).parts for run in runs]  # resolve() fails for a link to itself
     longest = max(map(len, parts), default=1)
     candidates = [["/".join(names[-length:]) for names in parts] for length in range(1, longest + 1)]
     return next((names for names in candidates if len(set(names)) == len(names)), candidates[-1])
@@ -124,7 +125,7 @@ def _distinct_names(runs: Sequence[Path]) -> list[str]:
 def _load_models(
     config: RunConfig, robustness: RobustnessConfig, workspace: Workspace, runs: Sequence[Path]
 ) -> list[MeasuredModel]:
-    if repeated := repeats([str(run.resolve()) for run in runs], runs.__getitem__):
+    if repeated := repeats([os.path.realpath(run) for run in runs], runs.__getitem__):
         raise DataError("a run is listed twice", where=shortlist(repeated), fix="list each run once")
     models = []
     for run, name in zip(runs, _distinct_names(runs), strict=True):

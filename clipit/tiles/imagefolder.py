@@ -256,7 +256,8 @@ def check_metadata(
             tiles.classes nor tiles.class_map is set.
     """
     notes: list[str] = []
-    for name in sorted(file for file in others if PurePosixPath(file).name in METADATA_FILES):
+    described = sorted(file for file in others if PurePosixPath(file).name in METADATA_FILES)
+    for name in described:
         columns = _columns(name, read)
         if not any(map(_is_file_column, columns)):
             continue
@@ -267,7 +268,7 @@ def check_metadata(
                 f"{name} describes the images, as in a Hugging Face image folder (columns {listed}), but "
                 "tiles.source=folders takes labels only from folder names",
                 where=root,
-                fix=_fix(root, name, labels),
+                fix=_fix(root, name, labels, single=len(described) == 1),
             )
         notes.append(
             f"{name} is not read (columns {listed}); labels come from folder names (to read the file, set "
@@ -276,14 +277,18 @@ def check_metadata(
     return tuple(notes)
 
 
-def _fix(root: Path, name: str, labels: Sequence[str]) -> str:
+def _fix(root: Path, name: str, labels: Sequence[str], *, single: bool) -> str:
+    """Describe how to read a metadata file, or several, which are no single table of tiles."""
     if root.is_file():
         return "unpack the zip and set tiles.source: huggingface; or repack it without this file to use folder names"
     label = "" if "label" in labels else f" and tiles.columns: {{label: {labels[0] if labels else 'COLUMN'}}}"
+    table = (
+        f"; or, to also use other columns such as patients, tiles.source: table, tiles.path: {root / name} and "
+        f"tiles.columns: {{path: {_FILE_COLUMN}, ...}}"
+    )
     return (
-        f"set tiles.source: huggingface{label}; or, to also use other columns such as patients, tiles.source: "
-        f"table, tiles.path: {root / name} and tiles.columns: {{path: {_FILE_COLUMN}, ...}}; or move the file away to "
-        "use the folder names as labels"
+        f"set tiles.source: huggingface{label}{table if single else ''}; or move the {'file' if single else 'files'} "
+        "away to use the folder names as labels"
     )
 
 

@@ -439,6 +439,16 @@ def test_labels_in_image_folder_metadata_are_not_ignored(tmp_path: Path, suffix:
     assert tiles.classes == ("a", "b") and len(tiles) == 10
 
 
+def test_the_advice_for_one_metadata_file_per_split_names_none_of_them_as_the_table(tmp_path: Path) -> None:
+    names = [f"{'xy'[index % 2]}/{index}.png" for index in range(4)]
+    with_metadata(tmp_path / "train", names, "file_name,label")
+    with pytest.raises(DataError, match=r"tiles\.source: table, tiles\.path: .*train/metadata\.csv"):
+        load_tiles(config(tmp_path), seed=0)
+    with_metadata(tmp_path / "test", names, "file_name,label")
+    with pytest.raises(DataError, match=r"set tiles\.source: huggingface; or move the files away"):
+        load_tiles(config(tmp_path), seed=0)
+
+
 def test_reading_columns_of_a_large_zipped_metadata_file_takes_little_memory(tmp_path: Path) -> None:
     with_metadata(tmp_path / "train", [f"{'ab'[index % 2]}/{index}.png" for index in range(20)], "file_name,age")
     with zipfile.ZipFile(tmp_path / "t.zip", "w", zipfile.ZIP_DEFLATED) as archive:

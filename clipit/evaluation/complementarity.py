@@ -89,5 +89,5 @@ def complementarity(vision: Predictions, other: Predictions, resamples: int = 10
         only_vision=int((first * (1 - second)).sum()),
         only_other=int(((1 - first) * second).sum()),
         neither=int(((1 - first) * (1 - second)).sum()),
-        intervals=bootstrap(shares, vision.groups, resamples, seed),
+        intervals=bootstrap(shares, vision.patients, resamples, seed),
     )

@@ -141,7 +141,7 @@ def paired_bootstrap(
     if unknown:
         raise DataError(f"unknown metric {', '.join(unknown)}", fix=f"use one of: {', '.join(METRICS)}")
     tables = align_predictions([table for pair in pairs for table in pair])
-    labels, groups = tables[0].labels, tables[0].groups
+    labels, groups = tables[0].labels, tables[0].patients
 
     def mean_differences(weights: Float[np.ndarray, "n r"]) -> dict[str, Float[np.ndarray, " r"]]:
         scores = [weighted_scores(labels, table.probabilities, weights, metrics) for table in tables]

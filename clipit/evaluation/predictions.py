@@ -14,6 +14,7 @@ from clipit.errors import DataError, counted, repeats, shortlist
 from clipit.output_files.artifacts import file_sha256
 from clipit.output_files.run_files import read_run_json
 from clipit.output_files.whole_files import text_array, write_parquet
+from clipit.patients import patients
 from clipit.tiles.tileset import TileSet
 
 PREDICTIONS, RESULTS = "predictions.parquet", "results.json"
@@ -44,6 +45,11 @@ class Predictions:
     classes: tuple[str, ...]
     probabilities: Float32[np.ndarray, "n c"]
     zero_shot: Float32[np.ndarray, "n c"] | None = None
+
+    @property
+    def patients(self) -> Shaped[np.ndarray, " n"]:
+        """Patient (or slide) of each tile, also recognised from TCGA barcodes; "" where unknown."""
+        return patients(self.groups, self.ids)
 
     def select(self, split: str) -> "Predictions":
         """Return the rows of one split."""

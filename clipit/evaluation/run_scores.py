@@ -73,7 +73,7 @@ def evaluate_predictions(
 
 def _split_results(predictions: Predictions, bootstrap: int, seed: int, present_only: bool) -> dict[str, Any]:
     labelled = predictions.labels >= 0
-    groups = predictions.groups[labelled]
+    groups = predictions.patients[labelled]
     n_known, n_alone = len(np.unique(groups[groups != ""])), int((groups == "").sum())
     units = ((n_known, "groups"), (n_alone, "tiles"))
     results: dict[str, Any] = {
@@ -93,7 +93,7 @@ def _scores(
 ) -> dict[str, Any]:
     rows = predictions.labels >= 0
     labels, probabilities = predictions.labels[rows], probabilities[rows]
-    groups = predictions.groups[rows]
+    groups = predictions.patients[rows]
     intervals = bootstrap_intervals(labels, probabilities, groups, bootstrap, seed, present_only=present_only)
     predicted = probabilities.argmax(axis=1)
     metrics: dict[str, dict[str, Any]] = {}

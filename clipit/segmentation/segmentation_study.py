@@ -203,11 +203,11 @@ def _write(
         row.with_score(score)
         for row, counts in scored
         for score in score_masks(
-            counts, test.tiles.groups, names, options.averaged, config.evaluation.bootstrap, config.seed
+            counts, test.tiles.patients, names, options.averaged, config.evaluation.bootstrap, config.seed
         )
     ]
     process = collect_provenance()
-    known_groups = [name for name in test.tiles.groups.tolist() if name and name not in test.tiles.lone_slides]
+    known_groups = [name for name in test.tiles.patients.tolist() if name and name not in test.tiles.lone_slides]
     study = {
         "split": "test",
         "classes": len(names),

@@ -38,9 +38,9 @@ class FrozenFeatures:
     vectors: dict[str, Float32[np.ndarray, "_ d"]]
 
     def split(self, tiles: TileSet, split: str) -> Features:
-        """Return the features of one split, with the labels and groups of `tiles`."""
+        """Return the features of one split, with the labels and patients of `tiles`."""
         selected = tiles.of_split(split)
-        return Features(selected.ids, self.vectors[split], selected.labels, selected.groups)
+        return Features(selected.ids, self.vectors[split], selected.labels, selected.patients)
 
 
 def vlm_features(config: RunConfig, workspace: Workspace) -> list[FrozenFeatures]:

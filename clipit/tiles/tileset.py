@@ -14,6 +14,7 @@ from clipit.errors import DataError, as_note, counted, repeats, shortlist
 from clipit.images.decode import Unreadable, attempt
 from clipit.images.image_readers import Reader
 from clipit.input_files.folder_files import is_unicode
+from clipit.patients import patients
 
 SPLITS = ("train", "validation", "test")
 NO_LABEL = "(no label)"
@@ -109,6 +110,11 @@ class TileSet:
         """Read the image of one tile as RGB; return an `Unreadable` if it cannot be decoded."""
         row = int(self.rows[index])
         return attempt(lambda: self.reader.read(row), tile_id=str(self.ids[index]), where=self.reader.where(row))
+
+    @property
+    def patients(self) -> Shaped[np.ndarray, " n"]:
+        """Patient (or slide) of each tile, also recognised from TCGA barcodes; "" where unknown."""
+        return patients(self.groups, self.ids)
 
     def select(self, which: Bool[np.ndarray, " n"] | Int[np.ndarray, " m"] | Sequence[int]) -> "TileSet":
         """Select tiles by a mask, or by indices in the order given."""

@@ -75,7 +75,7 @@ def annotator_statistics(tiles: TileSet, annotations: Annotations, resamples: in
     """
     votes = annotations.votes
     counts = votes.counts()
-    group_of = dict(zip(tiles.ids.tolist(), tiles.groups.tolist(), strict=True))
+    group_of = dict(zip(tiles.ids.tolist(), tiles.patients.tolist(), strict=True))
     groups = np.asarray([group_of.get(name, "") for name in votes.items], dtype=object)
     paired = counts.sum(axis=1) >= 2
     interval = alpha_interval(counts[paired], group_numbers(groups[paired]).astype(np.int64), resamples, seed)

@@ -152,6 +152,21 @@ def test_tiles_without_a_group_are_not_counted_as_groups() -> None:
     assert results["splits"]["test"]["resampled"] == f"9 groups and {ungrouped} tiles"
 
 
+def test_the_tiles_of_a_tcga_patient_are_resampled_together() -> None:
+    predictions = example_predictions()
+    patients = np.array([f"TCGA-A6-{int(name[1:]):04d}" if name else "" for name in predictions.groups.tolist()])
+    slides = np.array([f"{name}-01Z-00-DX{n % 2 + 1}" for n, name in enumerate(patients.tolist())], dtype=object)
+    variants = [
+        dataclasses.replace(predictions, groups=patients),
+        dataclasses.replace(predictions, groups=slides),
+        dataclasses.replace(predictions, groups=np.full(len(patients), ""), ids=slides + "_" + predictions.ids),
+    ]
+    first, *others = [evaluate_predictions(each, ["test"], 50)["splits"]["test"] for each in variants]
+    assert first["resampled"] == "10 groups"
+    assert [each["resampled"] for each in others] == ["10 groups"] * 2
+    assert [each["metrics"]["accuracy"] for each in others] == [first["metrics"]["accuracy"]] * 2
+
+
 def test_without_groups_tiles_are_resampled() -> None:
     results = evaluate_predictions(example_predictions(groups=False), ["test"], 50)
     assert results["splits"]["test"]["resampled"] == "57 tiles"

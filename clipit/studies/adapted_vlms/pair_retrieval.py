@@ -43,7 +43,7 @@ def measure_pairs(workspace: Workspace, examples: BagExamples, at: Sequence[int]
     images, sentences = _embed(workspace, examples, tiles, texts)
     if not get_processes().main:
         return {}
-    groups = examples.source.tiles.groups
+    groups = examples.source.tiles.patients
     first = [int(examples.tiles_of[each[0]][0]) for each in text_examples]
     queries = {
         IMAGE_TO_TEXT: _features("image", tiles, images, groups[tiles].tolist()),

@@ -98,7 +98,7 @@ def score_row(
         before: Reference class probabilities for the change.
     """
     order = np.argsort(tiles.ids, kind="stable")
-    labels, groups = tiles.labels[order], tiles.groups[order]
+    labels, groups = tiles.labels[order], tiles.patients[order]
 
     def compute(weights: Float64[np.ndarray, "n r"]) -> dict[str, Float64[np.ndarray, " r"]]:
         scores = {"value": weighted_scores(labels, probabilities[order], weights, (metric,))[metric]}
@@ -224,7 +224,7 @@ def _measure_calibration(
 ) -> Iterator[RobustnessRow]:
     """Yield one row per measure with its 95% interval and, given `before`, the paired change."""
     scores = measure_calibration(
-        test.labels, probabilities, test.groups, before, resamples=config.evaluation.bootstrap, seed=config.seed
+        test.labels, probabilities, test.patients, before, resamples=config.evaluation.bootstrap, seed=config.seed
     )
     for name, score in scores.items():
         bounds, change = score.interval, score.change_interval

@@ -148,8 +148,8 @@ def neighbour_members(
     if not b.tiles:
         return None, {}
     store = workspace.tile_store("train")
-    grouped = (train.groups != "").any()
-    groups = dict(zip(train.ids.tolist(), train.groups.tolist(), strict=True)) if grouped else None
+    grouped = (train.patients != "").any()
+    groups = dict(zip(train.ids.tolist(), train.patients.tolist(), strict=True)) if grouped else None
     neighbours = tile_bags(
         workspace.root,
         store,

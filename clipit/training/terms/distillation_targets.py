@@ -9,6 +9,7 @@ from jaxtyping import Bool, Shaped
 from clipit.config.run import RunConfig
 from clipit.errors import DataError, shortlist
 from clipit.output_files.whole_files import text_array
+from clipit.pairing.leaks import patient_of
 from clipit.pairing.sources import representative_rows
 from clipit.stores.embed import Store
 from clipit.tiles.tileset import TileSet
@@ -113,8 +114,8 @@ def _in_context(config: RunConfig, sources: pa.Table) -> Bool[np.ndarray, "_"]:
 def _labels_and_groups(
     workspace: Workspace, report_ids: Shaped[np.ndarray, "_"]
 ) -> tuple[Shaped[np.ndarray, "_"], Shaped[np.ndarray, "_"]]:
-    """Look up the label of each report ("" if unlabelled) and its group (the report's id if it has no group)."""
-    known = {r.report_id: (r.label or "", r.group or r.report_id) for r in workspace.reports.reports}
+    """Look up the label of each report ("" if unlabelled) and its patient (the report's id if unknown)."""
+    known = {r.report_id: (r.label or "", patient_of(r) or r.report_id) for r in workspace.reports.reports}
     rows = [known[report_id] for report_id in report_ids.tolist()]
     labels, groups = [label for label, _ in rows], [group for _, group in rows]
     return text_array(labels), text_array(groups)

@@ -27,7 +27,7 @@ class Grouped(PixelSource):
 
     def __init__(self) -> None:
         class Tiles:
-            groups = np.array(["p", "p", "q", "r"])
+            patients = np.array(["p", "p", "q", "r"])
 
         tiles: Any = Tiles()
         self.tiles = tiles

@@ -44,6 +44,17 @@ def test_context_is_the_mean_of_the_other_snippets(workspace: Workspace) -> None
     assert np.allclose(context[4], vectors[4], atol=1e-5)  # the only snippet of its report keeps its own embedding
 
 
+def test_a_frequent_snippet_without_context_keeps_its_own_embedding(workspace: Workspace) -> None:
+    store = workspace.index.store
+    embeddings = stored_vectors(store, workspace.index)
+    snippets = np.array([store.ids[0]] * 1000 + [store.ids[1], store.ids[2]])
+    reports = np.array([f"r{number}" for number in range(1000)] + ["other", "other"])
+    rows = store.positions(store.ids[:3])
+    from_reports = report_context(store, snippets, reports, embeddings)
+    assert from_reports.fell_back[rows].tolist() == [True, False, False]
+    assert np.allclose(from_reports.vectors(rows)[0], embeddings(rows)[0], atol=1e-5)
+
+
 def test_context_from_selected_sections(workspace: Workspace) -> None:
     store = workspace.index.store
     embeddings = stored_vectors(store, workspace.index)

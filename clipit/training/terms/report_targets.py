@@ -87,7 +87,11 @@ def report_context(
     context = np.zeros_like(stored)
     np.add.at(context, pairs[:, 0], totals[pairs[:, 1]])
     np.subtract.at(context, context_pairs[:, 0], stored[context_pairs[:, 0]])  # a snippet is not its own context
-    without_context = np.linalg.norm(context, axis=1) < 1e-6
+    # The difference of sums is never exactly 0, so others are counted: those of all its reports, without its own.
+    sizes = np.bincount(context_pairs[:, 1], minlength=len(names))
+    others = np.bincount(pairs[:, 0], sizes[pairs[:, 1]], minlength=len(stored))
+    others -= np.bincount(context_pairs[:, 0], minlength=len(stored))
+    without_context = (others < 0.5) | (np.linalg.norm(context, axis=1) < 1e-6)
     context = np.where(without_context[:, None], stored, unit(context))
     reason = "their reports contain no other snippet that may serve as context"
     return ReportVectors(_lookup(context), without_context, reason)

@@ -83,9 +83,9 @@ def read_slide_table(path: Path, files: Mapping[str, Path], options: TilesConfig
         )
     usable, leaking = drop_crossing(tiles.select(kept)) if exclude_leaks else (tiles.select(kept), 0)
     check_groups(usable)
-    leaks = counted(leaking, "slide of a patient", "slides of patients")
+    leaks = counted(leaking, "slide of a patient who is", "slides of patients who are")
     notes = (
-        *([f"dropped {leaks} who are also in a later split (leaks.policy: exclude)"] if leaking else []),
+        *([f"dropped {leaks} also in a later split (leaks.policy: exclude)"] if leaking else []),
         *label_remarks,
         *map_remarks,
         *group_remarks,

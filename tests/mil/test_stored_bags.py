@@ -129,6 +129,9 @@ def test_training_slides_of_test_patients_are_dropped_on_request(tmp_path: Path)
     slides = bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT, section, exclude_leaks=True)
     assert {*slides.names.tolist()} == {f"s{n:02d}" for n in range(2, 12)}
     assert "dropped 2 slides of patients who are also in a later split (leaks.policy: exclude)" in slides.notes
+    table.write_text(table.read_text(encoding="utf-8").replace("s01.svs,a,p0", "s01.svs,a,p7"), encoding="utf-8")
+    slides = bags_of_files(tmp_path / "h5", table, "slide", HELD_OUT, section, exclude_leaks=True)
+    assert "dropped 1 slide of a patient who is also in a later split (leaks.policy: exclude)" in slides.notes
 
 
 def test_unknown_suffixes_belong_to_the_name_of_a_slide(tmp_path: Path) -> None:

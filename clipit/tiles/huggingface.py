@@ -23,6 +23,7 @@ from clipit.tiles.cells import parse_mpp, read_cells, resolve_missing
 from clipit.tiles.groups import is_group_column
 from clipit.tiles.huggingface_images import (
     DatasetReader,
+    check_folder_labels,
     check_image_paths,
     image_paths,
     is_image_folder,
@@ -89,6 +90,14 @@ def read_huggingface(config: TilesConfig) -> SourceTiles:
         check_image_paths({split: image_paths(rows, column) for split, rows in splits.items()}, config.path)
         if as_text is None and (warning := inferred_types(splits.values())):
             notes.append(f"WARNING: {warning}")
+        if has_folder_labels(config, splits.values()):
+            notes += check_folder_labels(
+                {
+                    split: list(zip(image_paths(rows, column), rows.data.column("label").to_pylist(), strict=True))
+                    for split, rows in splits.items()
+                },
+                config.path,
+            )
     source = join_splits(described, config, DatasetReader(undecoded, column))
     notes += (*unread, *missing_data_files(config.path))
     notes += unread_data_files(config.path) if as_text is None else ()
@@ -203,6 +212,16 @@ def check_columns(splits: Mapping[str, Sequence[str]], config: TilesConfig) -> N
         required -= {"label"}
     for split, present in splits.items():
         _check_split(split, present, required, names, config)
+
+
+def has_folder_labels(config: TilesConfig, splits: Iterable[Any]) -> bool:
+    """Return whether `datasets` took labels that the configuration needs from folders of a local image folder.
+
+    The columns are then an image and a class index; cells of metadata files are text.
+    """
+    columns = {name: type(kind).__name__ for rows in splits for name, kind in (rows.features or {}).items()}
+    is_chosen = bool(config.classes or config.class_map) or not _needs_labels(config)
+    return hub_id(config.path) is None and not is_chosen and columns == {"image": "Image", "label": "ClassLabel"}
 
 
 def _needs_labels(config: TilesConfig) -> bool:

@@ -15,7 +15,10 @@ from clipit.images.image_readers import ZipReader
 from clipit.input_files.data_files import hub_id, is_saved_dataset
 from clipit.input_files.folder_files import hidden_names, hidden_note, list_files
 from clipit.tiles.imagefolder import METADATA_FILES
+from clipit.tiles.source import ALIASES
 
+_SPLIT_NAMES = frozenset({*ALIASES, "dev", "eval", "evaluation"})
+"""Names of folders by which the datasets package recognises splits."""
 _IN_ZIP = "zip://"
 """Start of the paths that the datasets package gives to images in zips: `zip://NAME::ZIP`."""
 
@@ -109,6 +112,47 @@ def check_image_paths(files: Mapping[str, Sequence[str | None]], path: str) -> N
             where=path,
             fix="unpack the zip next to the metadata file, and move the zip away; or move the file into the zip",
         )
+
+
+def check_folder_labels(images: Mapping[str, Sequence[tuple[str | None, int | None]]], path: str) -> tuple[str, ...]:
+    """Check labels that the datasets package took from the names of folders.
+
+    It uses the innermost folders, and only in splits up to which there is more than one, at one depth.
+
+    Args:
+        images: File and class index of each row of each split; None if missing.
+        path: Path of the data set.
+
+    Returns:
+        Notes on folders that are not used as labels.
+
+    Raises:
+        DataError: Labels are names of splits, because images are not in class folders.
+    """
+    notes: list[str] = []
+    for split, rows in images.items():
+        labelled = {Path(file).parent for file, label in rows if file and label is not None}
+        if named := sorted({folder.name for folder in labelled if folder.name.casefold() in _SPLIT_NAMES}):
+            raise DataError(
+                f"the datasets package uses the names of splits as labels: {shortlist(named)}",
+                where=f"{path}, split {split}",
+                fix="move the images into class folders (<split>/<class>/); or list them with their labels in a table, "
+                "and set tiles.source: table; or, if they have no labels, set tiles.labels.kind: none",
+            )
+        around = sorted({folder.parent.name for folder in labelled})
+        if len(around) > 1:
+            notes.append(
+                f"split {split}: the labels are the names of the innermost folders "
+                f"({shortlist(sorted({folder.name for folder in labelled}), 3)}), not of those around them "
+                f"({shortlist(around, 3)}); if these are the classes, set tiles.source: folders"
+            )
+        lost = {Path(file).parent.name for file, label in rows if file and label is None}
+        if lost := {name for name in lost if name.casefold() not in _SPLIT_NAMES}:
+            notes.append(
+                f"WARNING: split {split}: the images have no labels, because the datasets package does not use the "
+                f"names of the folders ({shortlist(sorted(lost), 3)}); if these are classes, set tiles.source: folders"
+            )
+    return tuple(notes)
 
 
 def _is_zip(file: Path) -> bool:

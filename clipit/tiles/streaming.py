@@ -12,7 +12,7 @@ import numpy as np
 
 from clipit.config.run import TilesConfig
 from clipit.distributed import build_once, get_processes
-from clipit.errors import ClipitError, ConfigError, DataError, counted_of, is_limit
+from clipit.errors import ClipitError, ConfigError, DataError, as_note, counted_of, is_limit
 from clipit.images.image_readers import file_stamp
 from clipit.images.image_set import JoinedReader
 from clipit.input_files.data_files import hub_id, hub_revision, is_saved_dataset, load_huggingface
@@ -26,12 +26,13 @@ from clipit.tiles.cells import check_stored, stored_cell
 from clipit.tiles.huggingface import (
     SplitRows,
     check_columns,
+    has_folder_labels,
     image_column,
     join_splits,
     not_images,
     text_columns,
 )
-from clipit.tiles.huggingface_images import check_image_paths, is_image_folder
+from clipit.tiles.huggingface_images import check_folder_labels, check_image_paths, is_image_folder
 from clipit.tiles.imagefolder import METADATA_FILES, inferred_types, load_image_folder, unread_metadata
 from clipit.tiles.kept_tiles import FIELD, Block, KeptSize, KeptTiles, SourceTile, keep_tiles
 from clipit.tiles.source import SourceTiles
@@ -179,8 +180,14 @@ def _stream_set(config: TilesConfig, root: Path, size: KeptSize) -> SourceTiles:
         opened = select_splits(_open_set(config, described.revision), config)
         if get_processes().main and is_image_folder(config.path, opened.values()):
             with _reading(config, "its metadata"):
-                files = {name: [(row[column] or {}).get("path") for row in rows] for name, rows in opened.items()}
-            check_image_paths(files, config.path)
+                listed = {
+                    name: [((row[column] or {}).get("path"), row.get("label")) for row in rows]
+                    for name, rows in opened.items()
+                }
+            check_image_paths({name: [file for file, _ in rows] for name, rows in listed.items()}, config.path)
+            if has_folder_labels(config, opened.values()):
+                for note in check_folder_labels(listed, config.path):
+                    logger.warning(as_note(note))
         return opened
 
     for name, split in described.splits.items():

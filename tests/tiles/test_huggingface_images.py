@@ -15,8 +15,9 @@ from clipit.tiles.load_tiles import read_tiles
 from clipit.tiles.tileset import TileSet
 
 
-def read(folder: Path, streaming: bool = False) -> TileSet:
-    config = TilesConfig.model_validate({"source": "huggingface", "path": str(folder), "streaming": streaming})
+def read(folder: Path, streaming: bool = False, **more: object) -> TileSet:
+    keys = {"source": "huggingface", "path": str(folder), "streaming": streaming, **more}
+    config = TilesConfig.model_validate(keys)
     return read_tiles(config, root=folder.parent / "kept", hold_out=False)
 
 
@@ -92,3 +93,30 @@ def test_the_fix_for_files_listed_twice_for_words_in_their_names_is_to_rename_th
         DataError, match=r"(?s)1 file occurs more than once: .*fix: the datasets package lists .*rename"
     ):
         read(tmp_path / "set", streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("splits", [["train", "test"], ["training", "val"]])
+def test_names_of_splits_are_not_labels(tmp_path: Path, splits: list[str], streaming: bool) -> None:
+    images(tmp_path / "set", [f"{split}/{number}.png" for split in splits for number in range(3)])
+    with pytest.raises(DataError, match=r"(?s)names of splits as labels: .*fix: move the images into class folders"):
+        read(tmp_path / "set", streaming)
+    assert len(read(tmp_path / "set", streaming, labels={"kind": "none"})) == 6
+
+
+def test_folders_that_are_not_used_as_labels_are_noted(tmp_path: Path) -> None:
+    nested = [f"train/{name}/{patient}/{row}.png" for name in ("a", "b") for patient in ("p", "q") for row in range(2)]
+    images(tmp_path / "nested", nested)
+    (note,) = (note for note in read(tmp_path / "nested").notes if "innermost" in note)
+    assert note.startswith("split train: the labels") and "(p, q), not of those around them (a, b)" in note
+    images(tmp_path / "single", ["train/a/0.png", "train/a/1.png", "test/a/2.png", "test/b/3.png"])
+    (note,) = (note for note in read(tmp_path / "single").notes if "have no labels" in note)
+    assert note.startswith("WARNING: split train: ") and "(a); if these are classes" in note
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("start", ["", "data/", "train/"])
+def test_class_folders_are_read_without_notes(tmp_path: Path, start: str, streaming: bool) -> None:
+    images(tmp_path / "set", [f"{start}{name}/{number}.png" for name in ("a", "b") for number in range(2)])
+    tiles = read(tmp_path / "set", streaming)
+    assert tiles.classes == ("a", "b") and not any("folders" in note for note in tiles.notes)

@@ -222,7 +222,7 @@ def unread_metadata(config: TilesConfig) -> tuple[str, ...]:
             f"{shortlist([printable(column) for column in columns], 8)}), because folders or files are named after "
             "splits"
         )
-        fix = f"set tiles.source: table, tiles.path: {file} and tiles.columns: {{path: {_FILE_COLUMN}, ...}}"
+        fix = f"set tiles.source: table, tiles.path: {_as_table(file)} and tiles.columns: {{path: {_FILE_COLUMN}, ...}}"
         has_labels = any(name.casefold() in _LABELS or name == config.columns.get("label") for name in columns)
         if has_labels and config.labels.kind != "none" and not config.classes and not config.class_map:
             fix += "; or move the file away to use the folder names as labels"
@@ -283,13 +283,18 @@ def _fix(root: Path, name: str, labels: Sequence[str], *, single: bool) -> str:
         return "unpack the zip and set tiles.source: huggingface; or repack it without this file to use folder names"
     label = "" if "label" in labels else f" and tiles.columns: {{label: {labels[0] if labels else 'COLUMN'}}}"
     table = (
-        f"; or, to also use other columns such as patients, tiles.source: table, tiles.path: {root / name} and "
-        f"tiles.columns: {{path: {_FILE_COLUMN}, ...}}"
+        "; or, to also use other columns such as patients, tiles.source: table, tiles.path: "
+        f"{_as_table(root / name)} and tiles.columns: {{path: {_FILE_COLUMN}, ...}}"
     )
     return (
         f"set tiles.source: huggingface{label}{table if single else ''}; or move the {'file' if single else 'files'} "
         "away to use the folder names as labels"
     )
+
+
+def _as_table(file: Path) -> str:
+    """Return the path of a metadata file, or of the csv file that it must be converted to, with a remark."""
+    return f"{file.with_suffix('.csv')} (convert {file.name} to csv first)" if file.suffix == ".jsonl" else str(file)
 
 
 def _columns(name: str, read: Callable[[str, int | None], bytes]) -> list[str]:

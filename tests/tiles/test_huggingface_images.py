@@ -1,5 +1,6 @@
 """Image folders of the datasets package whose images are in zips, or listed in a way that it misreads."""
 
+import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -120,3 +121,13 @@ def test_class_folders_are_read_without_notes(tmp_path: Path, start: str, stream
     images(tmp_path / "set", [f"{start}{name}/{number}.png" for name in ("a", "b") for number in range(2)])
     tiles = read(tmp_path / "set", streaming)
     assert tiles.classes == ("a", "b") and not any("folders" in note for note in tiles.notes)
+
+
+@pytest.mark.parametrize("source", ["huggingface", "folders"])
+def test_metadata_in_json_lines_must_be_converted_to_be_read_as_a_table(tmp_path: Path, source: str) -> None:
+    names = ["train/a/0.png", "train/b/1.png", "test/a/2.png", "test/b/3.png"]
+    images(tmp_path / "set", names)
+    lines = [json.dumps({"file_name": name, "label": "x"}) for name in names]
+    (tmp_path / "set/metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(DataError, match=r"tiles\.path: .*/metadata\.csv \(convert metadata\.jsonl to csv first\)"):
+        read(tmp_path / "set", source=source)

@@ -74,16 +74,17 @@ def tune(config: RunConfig, comparison: ComparisonConfig, agents: int = 1) -> Pa
     _check_converged(scored)
     if get_processes().main:
         _write(config, comparison, workspace, scored, path)
-        logger.info(_table(scored, LABELS.get(config.training.monitor, config.training.monitor)))
+        logger.info(_table(scored, finished.monitors))
     return path
 
 
 @dataclass(frozen=True)
 class FinishedTrials:
-    """Finished trials of a search: the workspace, and the scored grid points by arm."""
+    """Finished trials of a search: the workspace, and by arm the scored grid points and the metric of the scores."""
 
     workspace: Workspace
     scored: Mapping[str, Sequence[ScoredPoint]]
+    monitors: Mapping[str, str]
 
 
 def run_trials(config: RunConfig, comparison: ComparisonConfig) -> FinishedTrials:
@@ -142,7 +143,9 @@ def run_trials(config: RunConfig, comparison: ComparisonConfig) -> FinishedTrial
         scores = [None if seed in failed else _validation_score(trial) for seed, trial in by_seed.items()]
         return ScoredPoint(point, scores, failed)
 
-    return FinishedTrials(workspace, {arm: [score_point(arm, point) for point in points[arm]] for arm in points})
+    monitors = {arm: first.training.monitor for arm, first in zip(points, firsts, strict=True)}
+    scored = {arm: [score_point(arm, point) for point in points[arm]] for arm in points}
+    return FinishedTrials(workspace, scored, monitors)
 
 
 def best_point(scored: Sequence[ScoredPoint]) -> GridPoint:
@@ -233,12 +236,22 @@ def _write(
     delete_leftovers(path.parent)
 
 
-def _table(scored: Mapping[str, Sequence[ScoredPoint]], metric: str) -> str:
+def _table(scored: Mapping[str, Sequence[ScoredPoint]], monitors: Mapping[str, str]) -> str:
     rows = []
+    names = {arm: LABELS.get(monitor, monitor) for arm, monitor in monitors.items()}
+    metric = "score" if len({*names.values()}) > 1 else next(iter(names.values()))
     for arm, points in scored.items():
         means = [100 * _mean_score(point) for point in points if not point.reasons]
         chosen = format_point(best_point(points))
         failed = len(points) - len(means)
         count = f"{len(points)} ({failed} diverged)" if failed else str(len(points))
-        rows.append([arm, count, f"{max(means):.1f}", f"{min(means):.1f}", chosen])
+        rows.append(
+            [
+                arm if metric != "score" else f"{arm} ({names[arm]})",
+                count,
+                f"{max(means):.1f}",
+                f"{min(means):.1f}",
+                chosen,
+            ]
+        )
     return markdown_table(["arm", "trials", f"best validation {metric} %", "worst %", "chosen"], rows)

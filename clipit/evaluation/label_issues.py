@@ -64,7 +64,8 @@ def out_of_fold_probabilities(features: Features, n_classes: int, *, folds: int 
         folds: Number of folds, at least 3.
 
     Raises:
-        DataError: There are fewer groups than folds, or a probe cannot be fitted because only one class remains.
+        DataError: There are fewer groups than folds, every class has fewer tiles than folds, or a probe cannot be
+            fitted because only one class remains.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -77,6 +78,13 @@ def out_of_fold_probabilities(features: Features, n_classes: int, *, folds: int 
             f"{folds} folds",
             where="label_issues.folds",
             fix="use at least 3 folds and no more folds than groups",
+        )
+    largest = int(np.bincount(ordered.labels).max())
+    if largest < folds:  # scikit-learn cannot stratify
+        raise DataError(
+            f"every class has fewer than {folds} labelled tiles (the largest has {largest})",
+            where="label_issues.folds",
+            fix=f"label more tiles, or use {largest} folds" if largest >= 3 else "label more tiles",
         )
     fold_of = np.empty(len(order), dtype=np.int64)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)

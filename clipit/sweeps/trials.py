@@ -53,7 +53,8 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
 
     Raises:
         ConfigError: A value, the count or the seed is invalid, keys of an arm contradict each other, the runs do not
-            log the metric (all such problems are listed), or a swept key has no effect.
+            log the metric (all such problems are listed), trials are selected by different metrics, or a swept key has
+            no effect.
     """
     count = sweep.cap if count is None else count
     if count is not None and count < 1:
@@ -90,6 +91,14 @@ def plan_sweep(sweep: Sweep, options: Mapping[str, str], count: int | None = Non
     raise_sweep_problems(
         [f"{key} has no effect on any run: its part of the configuration is disabled" for key in unused], sweep.path
     )
+    monitors = sorted({resolve_arm(trial.config).training.monitor for trial in trials})
+    if len(monitors) > 1:  # such as agreement, which the arm zero_label uses
+        raise ConfigError(
+            f"the trials would be compared by different metrics: {', '.join(monitors)}",
+            where=sweep.path,
+            fix=f"set one metric for all trials, for example --training.monitor={monitors[-1]}, or write one sweep for "
+            "each metric",
+        )
     number = count if sweep.method == "bayes" and count else len(trials)
     return SweepPlan(sweep, tuple(trials), number, seed, file.comparison.metric)
 

@@ -69,6 +69,15 @@ def test_tile_order_does_not_matter() -> None:
     assert (first.probabilities[order] == second.probabilities).all() and (first.folds[order] == second.folds).all()
 
 
+def test_more_folds_than_tiles_of_every_class_are_an_error() -> None:
+    features = clusters(120)
+    few = features.take(np.concatenate([np.flatnonzero(features.labels == label)[:4] for label in range(3)]))
+    alone = replace(few, groups=few.ids)
+    with pytest.raises(DataError, match=r"every class has fewer than 5 labelled tiles \(the largest has 4\)") as caught:
+        out_of_fold_probabilities(alone, 5)
+    assert caught.value.fix == "label more tiles, or use 4 folds"
+
+
 def test_class_of_a_single_patient_is_not_checked() -> None:
     features = clusters(120)
     lonely = features.groups == features.groups[0]

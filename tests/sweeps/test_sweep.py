@@ -109,6 +109,14 @@ def test_a_swept_value_overrides_the_arm(write_sweep: WriteSweep) -> None:
     assert [resolve_arm(t.config).distillation.tiles for t in trials] == ["labelled", "all"]
 
 
+def test_trials_with_different_metrics_are_refused(write_sweep: WriteSweep) -> None:
+    swept = {"parameters": {"arm": {"values": ["image_only", "zero_label"]}}, "metric": None}
+    with pytest.raises(ConfigError, match="different metrics: agreement, balanced_accuracy") as caught:
+        all_trials(write_sweep(swept))
+    assert "--training.monitor=balanced_accuracy" in caught.value.fix
+    assert len(all_trials(write_sweep(swept), {"training.monitor": "balanced_accuracy"})) == 2
+
+
 def test_all_unknown_keys_are_listed(write_sweep: WriteSweep) -> None:
     parameters = {
         "lora.rnak": {"values": [1]}, "training.learning_rat": {"values": [1]}, "qqqq": {"value": 1},

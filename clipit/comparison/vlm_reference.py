@@ -13,7 +13,7 @@ from clipit.comparison.plan import Plan
 from clipit.comparison.statistics import REFERENCE
 from clipit.distributed import get_processes
 from clipit.errors import DataError
-from clipit.evaluation.metrics import compute_metrics
+from clipit.evaluation.metrics import compute_metrics, describe_averaging, explain_undefined
 from clipit.evaluation.predictions import Predictions, write_predictions
 from clipit.evaluation.probes import DEFAULT_GRID, LinearProbe, linear_probe
 from clipit.evaluation.score_row import Provenance, ScoreRow
@@ -104,11 +104,14 @@ def score_reference(row: ScoreRow, test: TileSet, probabilities: Float32[np.ndar
     write_in_main_process(
         file, Predictions(test.ids, test.splits, test.labels, test.groups, test.classes, probabilities)
     )
+    labels = test.labels[known]
+    score = compute_metrics(labels, probabilities[known])[row.metric]
+    explain = explain_undefined if score is None else describe_averaging
     return replace(
         row,
         tiles=int(known.sum()),
-        score=compute_metrics(test.labels[known], probabilities[known])[row.metric],
-        reason=None,
+        score=score,
+        reason=explain(row.metric, labels, test.classes) or None,
         predictions=file,
         predictions_sha256=file_sha256(file) if get_processes().main else None,
     )

@@ -39,8 +39,11 @@ class _Name:
 
 
 def normalise_text(text: str) -> str:
-    """Normalise case, punctuation and spaces, so that `In-situ  carcinoma.` equals `in situ carcinoma`."""
-    return " ".join(re.findall(r"\w+", text.casefold().replace("_", " ")))
+    """Normalise case, punctuation and spaces, so that `In-situ  carcinoma.` equals `in situ carcinoma`.
+
+    Signs after a word, as in `CD3+` and `CD3-`, and comparisons are kept.
+    """
+    return " ".join(re.findall(r"\w+|(?<=\w)[+-]+(?!\w)|[<>%]", text.casefold().replace("_", " ")))
 
 
 def lint_prompts(

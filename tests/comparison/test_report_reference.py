@@ -1,6 +1,7 @@
 """Tests of comparisons with the patients' own reports: probes on report labels, verdicts and rebuilt pages."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from clipit.comparison.compare import _check_reports, compare
 from clipit.comparison.plan import plan_comparison
 from clipit.comparison.rebuild import rebuild_comparison
 from clipit.comparison.report_reference import score_report_probes
-from clipit.comparison.vlm_reference import PROBE, score_vlm
+from clipit.comparison.vlm_reference import PROBE, score_reference, score_vlm
 from clipit.config.file import ConfigFile
 from clipit.config.run import RunConfig
 from clipit.errors import DataError
 from clipit.evaluation.predictions import read_predictions
 from clipit.evaluation.probes import linear_probe
+from clipit.evaluation.score_row import ScoreRow
 from clipit.tiles.tileset import TileSet
 from clipit.workspace.workspace import Workspace
 
@@ -187,3 +189,20 @@ def test_comparison_without_report_labels_has_no_report_probes(own_config: Confi
     comparison = own_config.comparison.model_copy(update={"arms": ("image_only", "clip_it_all", "own_case")})
     (plan,) = plan_comparison(own_config.run, comparison)
     assert score_report_probes(plan, Workspace(plan.config), tmp_path) == [] and not any(tmp_path.glob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "reason"),
+    [("auroc", "no tile of class tumour"), ("balanced_accuracy", "over 2 of 3 classes; no tile of tumour")],
+)
+def test_reference_rows_state_why_a_score_is_undefined_or_restricted(
+    own_config: ConfigFile, tmp_path: Path, metric: str, reason: str
+) -> None:
+    test = Workspace(own_config.run).all_tiles.of_split("test")
+    test = replace(test, labels=np.where(test.labels == test.classes.index("tumour"), -1, test.labels))
+    row = ScoreRow(
+        data_set="d", backbone="b", arm="reference: VLM zero-shot", seed=0, test_set="test", metric=metric, score=None
+    )
+    probabilities = np.full((len(test), 3), 1 / 3, dtype=np.float32)
+    scored = score_reference(row, test, probabilities, tmp_path / "p.parquet")
+    assert (scored.score is None, scored.reason) == (metric == "auroc", reason)

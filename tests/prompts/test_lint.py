@@ -93,6 +93,8 @@ def test_texts_over_the_token_budget_are_counted() -> None:
 
 def test_normalise_text() -> None:
     assert normalise_text(" H&E,  In-situ_carcinoma. ") == "h e in situ carcinoma"
+    assert normalise_text("CD3+") == normalise_text("cd3+.") != normalise_text("CD3-") != normalise_text("CD3")
+    assert normalise_text("Ki-67 < 5%") != normalise_text("Ki-67 > 5%")
 
 
 @pytest.mark.parametrize("name", packaged("sets"))
